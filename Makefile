@@ -1,0 +1,51 @@
+# `make demo` and `make test` are all a fresh machine with Python 3.11 needs.
+VENV   := .venv
+PYTHON ?= python3.11
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+DEMO   := out/demo
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test slow gpu lint types docs interop wheel clean
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+venv: $(STAMP) ## Make .venv with all that the demo and the tests need
+
+$(STAMP): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another one: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,train,tensorrt-rtx,dev]"
+	@touch $@
+
+demo: venv ## Export, validate and run the embedded demo model
+	$(BIN)/adakron-export onnx models/demo -o $(DEMO)
+	$(BIN)/adakron-export predict $(DEMO) --text "The printer stopped working after the update" --text "How do I share the calendar?"
+
+test: venv ## Run the tests
+	$(BIN)/python -m pytest -m "not slow and not gpu"
+
+slow: venv ## Run the slow tests too
+	$(BIN)/python -m pytest -m "not gpu"
+
+gpu: venv ## Run what needs an NVIDIA GPU
+	$(BIN)/python -m pytest -m gpu
+
+lint: venv ## Check style and import rules
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports
+
+types: venv ## Check types
+	$(BIN)/mypy
+
+interop: venv ## Open an artifact in optimum-onnx, in a virtual environment of its own
+	$(BIN)/python tests/interop/optimum_onnx.py
+
+wheel: venv ## Build the wheel and use it outside the checkout
+	$(BIN)/python tests/interop/wheel.py
+
+clean: ## Remove what was made
+	rm -rf $(VENV) out build dist *.egg-info

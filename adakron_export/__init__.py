@@ -1,0 +1,81 @@
+"""adakron-export: transformers with AdaKron adapters, taken to the machine where they have to run.
+
+The public names load on first use, so that importing the package costs nothing. Importing it also makes PEFT
+know the method ``ADAKRON``.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from adakron_export import _peft_hook
+from adakron_export._version import __version__
+
+if TYPE_CHECKING:
+    from adakron_export.adapter.config import AdaKronConfig
+    from adakron_export.adapter.conversion import convert
+    from adakron_export.adapter.folding import fold
+    from adakron_export.adapter.loading import load_model
+    from adakron_export.adapter.tuner import AdaKronModel
+    from adakron_export.artifact import Artifact, open_artifact
+    from adakron_export.errors import AdaKronError
+    from adakron_export.export import ExportResult, export_onnx
+    from adakron_export.inspection import inspect
+    from adakron_export.runtimes.base import Runner
+    from adakron_export.runtimes.opening import open_runner
+    from adakron_export.runtimes.transformers_model import OnnxModel
+    from adakron_export.validation.parity import ParityReport
+    from adakron_export.verify import validate
+
+_HOMES = {
+    "AdaKronConfig": "adapter.config",
+    "AdaKronError": "errors",
+    "AdaKronModel": "adapter.tuner",
+    "Artifact": "artifact",
+    "ExportResult": "export",
+    "OnnxModel": "runtimes.transformers_model",
+    "ParityReport": "validation.parity",
+    "Runner": "runtimes.base",
+    "convert": "adapter.conversion",
+    "export_onnx": "export",
+    "fold": "adapter.folding",
+    "inspect": "inspection",
+    "load_model": "adapter.loading",
+    "open_artifact": "artifact",
+    "open_runner": "runtimes.opening",
+    "validate": "verify",
+}
+
+__all__ = [
+    "AdaKronConfig",
+    "AdaKronError",
+    "AdaKronModel",
+    "Artifact",
+    "ExportResult",
+    "OnnxModel",
+    "ParityReport",
+    "Runner",
+    "__version__",
+    "convert",
+    "export_onnx",
+    "fold",
+    "inspect",
+    "load_model",
+    "open_artifact",
+    "open_runner",
+    "validate",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__
+
+
+_peft_hook.install()

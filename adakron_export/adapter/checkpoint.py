@@ -1,0 +1,294 @@
+"""Checkpoints: finds one and its backbone, and holds both to account.
+
+A checkpoint is a folder as PEFT's `save_pretrained` writes it, a file of the reference implementation, a folder
+with such a file in it, or the hub id of the first.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from peft.utils import get_peft_model_state_dict
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from adakron_export.adapter.config import PEFT_TYPE, AdaKronConfig
+from adakron_export.adapter.reference import PARTIAL_NAME, is_reference_name
+from adakron_export.errors import BackboneError, CheckpointError, first_few
+from adakron_export.tasks import Task, auto_class, infer_task
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+HUB_PATTERNS = ("adapter_*", "*.json", "*.txt", "*.model", "spm.*")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint that was found, and the backbone it goes with.
+
+    Attributes:
+        path: Its folder, or the reference implementation's file.
+        backbone: Folder or hub id.
+        is_reference: Whether ``path`` is a file of the reference implementation.
+        revision: The backbone's revision on the hub.
+    """
+
+    path: Path
+    backbone: str
+    is_reference: bool
+    revision: str | None = None
+
+    @property
+    def folder(self) -> Path:
+        """Where a tokenizer or a configuration would stand beside the adapter."""
+        return self.path.parent if self.is_reference else self.path
+
+    @property
+    def weights(self) -> Path:
+        """The file that holds the adapter's tensors."""
+        return self.path if self.is_reference else self.path / ADAPTER_WEIGHTS
+
+
+def find_checkpoint(checkpoint: str | Path, backbone: str | Path | None = None) -> Checkpoint:
+    """Find a checkpoint and its backbone.
+
+    Args:
+        checkpoint: PEFT folder, reference file, a folder that holds one, or hub id.
+        backbone: Folder or hub id; what the checkpoint names when left out.
+
+    Raises:
+        CheckpointError: There is none, or its backbone is not known.
+    """
+    path = Path(checkpoint)
+    if path.is_dir() and not (path / ADAPTER_CONFIG).is_file() and (path / PARTIAL_NAME).is_file():
+        path = path / PARTIAL_NAME
+    if path.is_file():
+        return _reference_checkpoint(path, backbone)
+    folder = path if path.is_dir() else _from_hub(str(checkpoint))
+    if not (folder / ADAPTER_CONFIG).is_file():
+        raise CheckpointError(
+            f"{checkpoint} holds neither {ADAPTER_CONFIG} (a PEFT checkpoint) nor {PARTIAL_NAME} (the reference "
+            "implementation's); give the folder that save_pretrained wrote, or the .bin or .pt file itself"
+        )
+    settings = _read_json(folder / ADAPTER_CONFIG)
+    if settings.get("peft_type") != PEFT_TYPE:
+        raise CheckpointError(
+            f"{folder}: a {settings.get('peft_type')} adapter, not {PEFT_TYPE}; merge it into its backbone with "
+            "PEFT's merge_and_unload() and export that with optimum"
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        raise CheckpointError(
+            f"{folder}: {ADAPTER_WEIGHTS} is missing; save the adapter with save_pretrained() (safetensors)"
+        )
+    named = backbone or settings.get("base_model_name_or_path")
+    if not named:
+        raise CheckpointError(f"{folder}: names no backbone; pass --backbone with its folder or hub id")
+    revision = None if backbone else settings.get("revision")
+    return Checkpoint(folder, _beside(folder, str(named)), is_reference=False, revision=revision)
+
+
+def _reference_checkpoint(path: Path, backbone: str | Path | None) -> Checkpoint:
+    if not is_reference_name(path):
+        raise CheckpointError(
+            f"{path} is a {path.suffix or 'nameless'} file; a checkpoint is a PEFT folder, or a .bin, .pt or .pth "
+            "file of the reference implementation"
+        )
+    if backbone is None:
+        raise CheckpointError(f"{path} does not name its backbone; pass --backbone with its folder or hub id")
+    return Checkpoint(path, str(backbone), is_reference=True)
+
+
+def _beside(folder: Path, named: str) -> str:
+    """A backbone named by a relative path may lie inside the checkpoint, and only there, beside PEFT's reading."""
+    inside = (folder / named).resolve()
+    if not Path(named).is_absolute() and inside.is_relative_to(folder.resolve()) and inside.is_dir():
+        return str(inside)
+    return named
+
+
+def _from_hub(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
+    except HFValidationError as error:
+        raise CheckpointError(f"{name}: no such file or folder") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise CheckpointError(
+            f"{name}: no such folder, and it could not be read from the hub ({type(error).__name__})"
+        ) from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
+    return content
+
+
+def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
+    """The model's configuration: what lies beside the adapter (it has the labels), else the backbone's.
+
+    Raises:
+        BackboneError: Neither can be read.
+    """
+    beside = not checkpoint.is_reference and (checkpoint.path / "config.json").is_file()
+    source = str(checkpoint.path) if beside else checkpoint.backbone
+    revision = None if beside else checkpoint.revision
+    try:
+        return AutoConfig.from_pretrained(source, revision=revision)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(_backbone_message(source, error)) from error
+
+
+def _backbone_message(source: str, error: Exception) -> str:
+    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+    return f"backbone {source!r} cannot be loaded: {reason}"
+
+
+def load_backbone(checkpoint: Checkpoint, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str]]:
+    """The backbone in fp32, and the parameters that its files do not have (a new head)."""
+    level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        model, info = auto_class(task).from_pretrained(
+            checkpoint.backbone,
+            config=config,
+            revision=checkpoint.revision,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # a head of another size is replaced by the checkpoint's; see below
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise BackboneError(_backbone_message(checkpoint.backbone, error)) from error
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()
+    mismatched = [str(row[0]) for row in info.get("mismatched_keys", ())]
+    new = {*info["missing_keys"], *mismatched}
+    body = [name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
+    if body:
+        raise BackboneError(
+            f"backbone {checkpoint.backbone!r} lacks tensors of a {type(model).__name__}, or has them in another "
+            f"shape: {first_few(sorted(body))}"
+        )
+    return model, new
+
+
+def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
+    """Load a PEFT checkpoint; see `load_model`."""
+    tensors = _read_safetensors(checkpoint.weights)
+    settings = _read_json(checkpoint.path / ADAPTER_CONFIG)
+    config = load_config(checkpoint)
+    set_labels(config, {key.removeprefix("base_model.model."): value for key, value in tensors.items()})
+    task = task or infer_task(config, peft_task=settings.get("task_type"))
+    model, new = load_backbone(checkpoint, config, task)
+    adapter = AdaKronConfig.from_pretrained(str(checkpoint.path))
+    adapter.inference_mode = True
+    adapter.base_model_name_or_path = checkpoint.backbone  # where it was found, which PEFT compares
+    loaded = with_adapter(model, adapter)
+    check_tensors(checkpoint, expected=get_peft_model_state_dict(loaded), found=tensors)
+    check_head(checkpoint, new, {key.removeprefix("base_model.model.") for key in tensors})
+    loaded.load_adapter(str(checkpoint.path), "default")
+    return loaded
+
+
+def with_adapter(model: PreTrainedModel, adapter: AdaKronConfig) -> PeftModel:
+    """`get_peft_model` without the warning that it sets off in transformers.
+
+    PEFT 0.21 reads `is_gradient_checkpointing`, which transformers 5.2x deprecates; drop this when it does not.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        return get_peft_model(model, adapter)
+
+
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import SafetensorError
+
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+
+
+def check_tensors(checkpoint: Checkpoint, *, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """Raise unless ``found`` has exactly the tensors of ``expected``, in their shapes."""
+    problems = []
+    missing = sorted(expected.keys() - found.keys())
+    extra = sorted(found.keys() - expected.keys())
+    misshapen = [
+        f"{name} is {list(found[name].shape)} where {list(expected[name].shape)} is expected"
+        for name in sorted(expected.keys() & found.keys())
+        if found[name].shape != expected[name].shape
+    ]
+    for title, names in (("missing", missing), ("unexpected", extra), ("misshapen", misshapen)):
+        if names:
+            problems.append(f"{len(names)} {title}: {first_few(names, 3)}")
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint.weights} does not fit the backbone {checkpoint.backbone!r}; {'; '.join(problems)}"
+        )
+
+
+def check_head(checkpoint: Checkpoint, new: set[str], saved: set[str]) -> None:
+    """Raise where a head is neither in the backbone's files nor in the checkpoint: it would be random."""
+    random = sorted(name for name in new if name not in saved and "pooler" not in name)
+    if random:
+        raise CheckpointError(
+            f"{checkpoint.path}: the head is in neither the checkpoint nor the backbone {checkpoint.backbone!r}: "
+            f"{first_few(random)}; save it with the adapter (modules_to_save), or pass --task feature-extraction"
+        )
+
+
+def set_labels(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> None:
+    """Take the number of labels from the head, where the configuration does not know it."""
+    for name in (
+        "classifier.weight",
+        "classifier.out_proj.weight",
+        "score.weight",
+        "qa_outputs.weight",
+    ):
+        if name in tensors and config.num_labels != tensors[name].shape[0]:
+            config.num_labels = tensors[name].shape[0]
+
+
+def backbone_folder(checkpoint: Checkpoint) -> Path | None:
+    """The backbone's folder: as given, or where the hub's cache has it; ``None`` where neither is."""
+    if Path(checkpoint.backbone).is_dir():
+        return Path(checkpoint.backbone)
+    from transformers.utils import cached_file
+
+    config = cached_file(
+        checkpoint.backbone,
+        "config.json",
+        revision=checkpoint.revision,
+        local_files_only=True,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    return None if config is None else Path(config).parent
+
+
+def backbone_files(checkpoint: Checkpoint) -> list[Path]:
+    """The backbone's configuration and weight files."""
+    folder = backbone_folder(checkpoint)
+    if folder is None:
+        return []
+    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
+    return [file for file in (folder / "config.json", *weights) if file.is_file()]

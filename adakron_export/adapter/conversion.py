@@ -1,0 +1,54 @@
+"""Turns a file of the reference implementation into a PEFT folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from adakron_export.adapter.checkpoint import ADAPTER_CONFIG, find_checkpoint
+from adakron_export.adapter.loading import load_model
+from adakron_export.errors import CheckpointError
+from adakron_export.staging import check_replaceable, put_in_place, staged_folder
+
+
+def convert(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    backbone: str | Path,
+    task: str | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Path:
+    """Turn a file of the reference implementation into a folder that PEFT and this package load.
+
+    Variant, r, k, number of experts and Kronecker order are read off the file's keys and shapes.
+
+    Args:
+        checkpoint: The file (``pytorch_model_expert_soup.bin``, ``model.500.pt``), or a folder with the former.
+        output: The PEFT folder to write; a checkpoint that is there is replaced.
+        backbone: Folder or hub id of the backbone it was trained on.
+        task: What it was trained for; inferred by default.
+        progress: Told of each stage as it begins.
+
+    Returns:
+        The folder.
+
+    Raises:
+        CheckpointError: The file cannot be read safely, or does not fit the backbone; or it is a PEFT folder.
+        BackboneError: The backbone cannot be loaded.
+    """
+    folder = Path(output)
+    problem = check_replaceable(folder, is_ours=lambda path: (path / ADAPTER_CONFIG).is_file())
+    if problem:
+        raise CheckpointError(f"{problem}, and would be replaced; choose another output folder")
+    found = find_checkpoint(checkpoint, backbone)
+    if not found.is_reference:
+        raise CheckpointError(f"{checkpoint} is a PEFT checkpoint already; there is nothing to convert")
+    progress("read the checkpoint and its backbone")
+    model = load_model(found, task=task)
+    progress("write the PEFT folder")
+    with staged_folder(folder) as staged:
+        model.save_pretrained(str(staged))
+        model.get_base_model().config.save_pretrained(str(staged))
+        put_in_place(staged, folder)
+    return folder

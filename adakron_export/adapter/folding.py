@@ -1,0 +1,139 @@
+"""Folds adapters into a static module: one KronAdapter operator per adapter, and nothing of PEFT left.
+
+With ``h = u W + c`` the projection's output and ``b`` the bias of the up-projection, the layer computes
+``y = h + act((h A2 + b2) (x) (h A1 + b1)) B + b``. Written with ``g = h + b`` that is
+``y = g + act((g A2 + b2 - b A2) (x) (g A1 + b1 - b A1)) B``: so ``b`` moves into the projection's own bias and
+into those of the small networks, exactly, and an addition of ``[batch, tokens, hidden]`` is saved.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+from adakron_export.adapter.config import Activation, KronOrder
+from adakron_export.adapter.layer import AdaKronLayer
+from adakron_export.adapter.op import kron_adapter
+from adakron_export.errors import ExportError
+
+
+class KronAdapter(nn.Module):
+    """A projection followed by one `adakron::KronAdapter`; see `kron_adapter` for the shapes."""
+
+    a1_weight: Tensor
+    a1_bias: Tensor
+    a2_weight: Tensor
+    a2_bias: Tensor
+    up_weight: Tensor
+
+    def __init__(
+        self, projection: nn.Module, weights: dict[str, Tensor], *, order: KronOrder, activation: Activation
+    ) -> None:
+        super().__init__()
+        self.projection = projection
+        for name, tensor in weights.items():
+            self.register_buffer(name, tensor.contiguous())
+        self.order = order
+        self.activation = activation
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[batch, tokens, intermediate]`` to ``[batch, tokens, hidden]``."""
+        return cast(
+            Tensor,
+            kron_adapter(
+                self.projection(hidden),
+                self.a1_weight,
+                self.a1_bias,
+                self.a2_weight,
+                self.a2_bias,
+                self.up_weight,
+                self.order.value,
+                self.activation.value,
+            ),
+        )
+
+
+def fold(model: PeftModel) -> nn.Module:
+    """The model without PEFT: soups merged, biases folded, dropout gone, one `KronAdapter` per adapter.
+
+    Computed in float64 and cast back. The result shares the backbone's storage with ``model``, which stays
+    as it is.
+
+    Raises:
+        ExportError: Not exactly one adapter is active, or a projection is quantised.
+    """
+    adapter = _active_adapter(model)
+    base = model.get_base_model()
+    shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in base.parameters()} | {
+        id(tensor): tensor for tensor in base.buffers()
+    }
+    folded = copy.deepcopy(base, cast("dict[int, object]", shared))
+    for name, module in list(folded.named_modules()):
+        if isinstance(module, AdaKronLayer):
+            _put(folded, name, _fold_layer(name, module, adapter))
+        elif isinstance(module, ModulesToSaveWrapper):
+            _put(folded, name, module.modules_to_save[adapter])
+    for name, module in list(folded.named_modules()):
+        if isinstance(module, nn.Dropout):
+            _put(folded, name, nn.Identity())
+    return cast(nn.Module, folded.eval())
+
+
+def _active_adapter(model: PeftModel) -> str:
+    active = list(model.active_adapters)
+    if len(active) != 1:
+        raise ExportError(
+            f"{len(active)} adapters are active ({', '.join(active)}); an export holds one: call set_adapter(NAME)"
+        )
+    return str(active[0])
+
+
+def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(model.get_submodule(parent), child, module)
+
+
+def _fold_layer(name: str, layer: AdaKronLayer, adapter: str) -> nn.Module:
+    if adapter not in layer.settings:  # layers_to_transform of this adapter leaves the layer alone
+        return layer.get_base_layer()
+    a1_weight, a1_bias = layer.adakron_a1[adapter].soup(torch.float64)
+    a2_weight, a2_bias = layer.adakron_a2[adapter].soup(torch.float64)
+    up_weight, up_bias = layer.adakron_up[adapter].soup(torch.float64)
+    projection = _with_bias_added(name, layer.base_layer, up_bias)
+    weights = {
+        "a1_weight": a1_weight.T,
+        "a1_bias": a1_bias - a1_weight @ up_bias,
+        "a2_weight": a2_weight.T,
+        "a2_bias": a2_bias - a2_weight @ up_bias,
+        "up_weight": up_weight.T,
+    }
+    dtype = cast(Tensor, projection.weight).dtype
+    order, activation = layer.settings[adapter]
+    return KronAdapter(
+        projection,
+        {key: tensor.detach().to(dtype) for key, tensor in weights.items()},
+        order=order,
+        activation=activation,
+    )
+
+
+def _with_bias_added(name: str, projection: nn.Module, bias: Tensor) -> nn.Module:
+    """The projection with ``bias [hidden]`` added to its own; the weight is shared."""
+    if type(projection) not in (nn.Linear, Conv1D):
+        raise ExportError(
+            f"{name} is a {type(projection).__name__}; only backbones with plain Linear or Conv1D projections can "
+            "be exported: load the backbone without quantisation"
+        )
+    own = cast("Tensor | None", projection.bias)
+    weight = cast(Tensor, projection.weight)
+    total = bias if own is None else own.detach().to(torch.float64) + bias
+    changed = copy.copy(projection)
+    changed._parameters = dict(projection._parameters)
+    changed._parameters["bias"] = nn.Parameter(total.detach().to(weight.dtype), requires_grad=False)
+    return changed

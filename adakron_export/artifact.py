@@ -1,0 +1,189 @@
+"""The exported folder: what is in it, how it is written, and how it is opened. Needs no torch.
+
+model.onnx (+ model.onnx_data)   the graph, named as Hugging Face tools expect it
+config.json, tokenizer files     so that those tools open the folder as it is
+adakron_export.json              the manifest
+parity.json                      what was compared, and the result
+README.md                        a model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adakron_export.errors import ArtifactError
+
+MANIFEST = "adakron_export.json"
+PARITY = "parity.json"
+CARD = "README.md"
+MODEL = "model.onnx"
+MODEL_DATA = "model.onnx_data"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """An input or output: its dtype as numpy names it, and its shape, dynamic axes by name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file the artifact was made from."""
+
+    name: str
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What `adakron_export.json` holds.
+
+    Attributes:
+        task: What the model is for, as the hub names it.
+        target: The runtime the graph was lowered for.
+        dtype: ``fp32``, ``fp16`` or ``bf16``.
+        opset: Version of the standard operators.
+        inputs: In their order.
+        outputs: In their order; always float32.
+        adapter: The adapter's configuration.
+        adapter_source: The checkpoint's file.
+        backbone_source: The backbone's files.
+        backbone: The backbone's name, without its folder.
+        max_length: The longest input, in tokens.
+        disabled_optimizers: ONNX Runtime optimisers to leave off.
+        versions: Of the packages that made it.
+        files: sha256 of every file but the manifest itself.
+    """
+
+    task: str
+    target: str
+    dtype: str
+    opset: int
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    adapter: dict[str, Any]
+    adapter_source: SourceFile
+    backbone_source: tuple[SourceFile, ...]
+    backbone: str
+    max_length: int | None
+    disabled_optimizers: tuple[str, ...] = ()
+    versions: dict[str, str] = field(default_factory=dict)
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An exported folder that was opened."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file."""
+        return self.folder / MODEL
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the graph and its weights."""
+        return sum(
+            (self.folder / name).stat().st_size for name in (MODEL, MODEL_DATA) if (self.folder / name).exists()
+        )
+
+    def parity(self) -> dict[str, Any] | None:
+        """What validation said when it was exported; ``None`` where it was left out."""
+        path = self.folder / PARITY
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def changed_files(self) -> list[str]:
+        """Files that are missing, or no longer what was written."""
+        return [
+            name
+            for name, digest in self.manifest.files.items()
+            if not (self.folder / name).is_file() or sha256_of(self.folder / name) != digest
+        ]
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a folder claims to be an artifact."""
+    return (path / MANIFEST).is_file()
+
+
+def open_artifact(folder: str | Path) -> Artifact:
+    """Open an exported folder.
+
+    Raises:
+        ArtifactError: It is none, it is of a newer format, or a file of it changed since it was written.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such folder")
+    if not is_artifact(path):
+        raise ArtifactError(f"{path}: not an artifact ({MANIFEST} is missing); make one with `adakron-export onnx`")
+    artifact = Artifact(path, _read_manifest(path / MANIFEST))
+    changed = artifact.changed_files()
+    if changed:
+        raise ArtifactError(
+            f"{path}: changed since it was exported: {', '.join(changed)}; export it again, or restore the files"
+        )
+    return artifact
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Artifact:
+    """Write the manifest, with the sha256 of every file that is there."""
+    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    content = {**asdict(manifest), "files": files}
+    text = json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2) + "\n"
+    (folder / MANIFEST).write_text(text, encoding="utf-8")
+    return Artifact(folder, _parse(content))
+
+
+def sha256_of(path: Path) -> str:
+    """The file's sha256 as hexadecimal text."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_manifest(path: Path) -> Manifest:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format_version")
+    except (ValueError, KeyError, AttributeError) as error:
+        raise ArtifactError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
+    if version != FORMAT_VERSION:
+        raise ArtifactError(
+            f"{path}: format version {version}, this release reads {FORMAT_VERSION}; "
+            "upgrade adakron-export, or export the checkpoint again"
+        )
+    try:
+        manifest = _parse(content)
+    except (TypeError, KeyError) as error:
+        raise ArtifactError(f"{path}: not a readable manifest ({error})") from error
+    outside = [name for name in manifest.files if Path(name).name != name]
+    if outside:
+        raise ArtifactError(f"{path}: names files outside its folder: {', '.join(outside)}")
+    return manifest
+
+
+def _parse(content: dict[str, Any]) -> Manifest:
+    def tensors(rows: Any) -> tuple[TensorInfo, ...]:
+        return tuple(TensorInfo(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
+
+    return Manifest(
+        **{
+            **content,
+            "inputs": tensors(content["inputs"]),
+            "outputs": tensors(content["outputs"]),
+            "adapter_source": SourceFile(**content["adapter_source"]),
+            "backbone_source": tuple(SourceFile(**row) for row in content["backbone_source"]),
+            "disabled_optimizers": tuple(content["disabled_optimizers"]),
+        }
+    )

@@ -1,0 +1,71 @@
+"""The README of an artifact: what it is, where it comes from, and how to run it."""
+
+from __future__ import annotations
+
+from adakron_export.artifact import PARITY, Artifact
+
+
+def model_card(artifact: Artifact, name: str) -> str:
+    """The model card in Markdown.
+
+    Args:
+        artifact: As written, with its ``parity.json`` where it was validated.
+        name: The artifact's name.
+    """
+    manifest = artifact.manifest
+    adapter = manifest.adapter
+    parity = artifact.parity()
+    verdict = (
+        f"{'passed' if parity['passed'] else 'FAILED'}: largest absolute error {parity['max_abs_error']:.3g} against "
+        f"{parity['reference']} on {len({row['batch'] for row in parity['rows']})} batches ({PARITY})"
+        if parity
+        else "not validated"
+    )
+    inputs = ", ".join(f"`{info.name}` {list(info.shape)}" for info in manifest.inputs)
+    outputs = ", ".join(f"`{info.name}` {list(info.shape)}" for info in manifest.outputs)
+    experts = f", {adapter['num_experts']} experts merged" if adapter["num_experts"] > 1 else ""
+    return f"""---
+library_name: adakron-export
+pipeline_tag: {manifest.task}
+base_model: {manifest.backbone}
+tags:
+- onnx
+- adakron
+---
+
+# {name}
+
+`{manifest.backbone}` with AdaKron adapters (r={adapter["r"]}, k={adapter["k"]}{experts}) folded in, for
+{manifest.task}, exported to ONNX by [adakron-export](https://pypi.org/project/adakron-export/)
+{manifest.versions.get("adakron-export", "")}.
+
+| | |
+|---|---|
+| target, dtype, opset | {manifest.target}, {manifest.dtype}, {manifest.opset} |
+| size | {artifact.size_bytes / 1e6:.1f} MB |
+| inputs | {inputs} |
+| outputs | {outputs} |
+| validation | {verdict} |
+
+## Run it
+
+```python
+{_snippet(manifest.task)}
+```
+"""
+
+
+def _snippet(task: str) -> str:
+    if task == "image-classification":
+        return """import numpy as np
+from adakron_export import open_runner
+
+runner = open_runner(".")
+size = runner.manifest.inputs[0].shape
+print(runner.run({"pixel_values": np.zeros((1, *size[1:]), dtype=np.float32)}))"""
+    return """from transformers import AutoTokenizer
+from adakron_export import open_runner
+
+runner = open_runner(".")
+batch = AutoTokenizer.from_pretrained(".")("A sentence.", return_tensors="np")
+print(runner.run({name: batch[name] for name in runner.input_names}))"""

@@ -1,0 +1,54 @@
+"""What a user can get wrong.
+
+AdaKronError                  base of all; the command line prints it and exits with code 2
+├── CheckpointError           a checkpoint that cannot be read or does not fit its backbone
+├── BackboneError             a backbone that cannot be loaded, or where no adapter can sit
+├── AdapterConfigError        an impossible adapter configuration (also a ValueError)
+├── ExportError               a model, task or option that cannot be exported
+├── ArtifactError             a folder that is not an artifact, or no longer what was written
+├── RunnerError               a batch that does not fit a runner
+└── MissingPackageError       an optional package is not installed (also an ImportError)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+
+class AdaKronError(Exception):
+    """Base class: the message says what is wrong, where, and what to do."""
+
+
+class CheckpointError(AdaKronError):
+    """A checkpoint that cannot be read or does not fit its backbone."""
+
+
+class BackboneError(AdaKronError):
+    """A backbone that cannot be loaded, or where no adapter can sit."""
+
+
+class AdapterConfigError(AdaKronError, ValueError):
+    """An impossible adapter configuration."""
+
+
+class ExportError(AdaKronError):
+    """A model, task or option that cannot be exported."""
+
+
+class ArtifactError(AdaKronError):
+    """A folder that is not an artifact, or no longer what was written."""
+
+
+class RunnerError(AdaKronError):
+    """A batch that does not fit a runner."""
+
+
+class MissingPackageError(AdaKronError, ImportError):
+    """An optional package is not installed."""
+
+
+def first_few(names: Iterable[str], limit: int = 5) -> str:
+    """The first few names and how many more there are, for a message."""
+    ordered = list(names)
+    shown = ", ".join(ordered[:limit])
+    return shown if len(ordered) <= limit else f"{shown} and {len(ordered) - limit} more"

@@ -1,0 +1,275 @@
+"""The main job: a checkpoint becomes a verified artifact."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.artifact import (
+    CARD,
+    MODEL,
+    MODEL_DATA,
+    PARITY,
+    Artifact,
+    Manifest,
+    SourceFile,
+    TensorInfo,
+    is_artifact,
+    sha256_of,
+    write_manifest,
+)
+from adakron_export.card import model_card
+from adakron_export.errors import ArtifactError, ExportError
+from adakron_export.extras import require
+from adakron_export.graph.targets import Target, lower, target_named
+from adakron_export.staging import check_replaceable, put_in_place, staged_folder
+from adakron_export.validation.parity import TOLERANCES, ParityReport
+from adakron_export.verify import find_overflow, prove, tolerance_for
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from peft import PeftModel
+
+    from adakron_export.adapter.checkpoint import Checkpoint
+    from adakron_export.adapter.task_model import TaskModel
+
+Progress = Callable[[str], None]
+DTYPES = tuple(TOLERANCES)
+EXTERNAL_DATA_FROM_BYTES = 2**30  # protobuf holds 2 GiB; from 1 GiB on, building one message costs too much memory
+VALIDATED_LENGTH = 2048  # decoders name 100,000 positions and more, which no CPU can run in a minute
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.txt",
+    "vocab.json",
+    "merges.txt",
+    "spm.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "preprocessor_config.json",
+)
+_PACKAGES = ("adakron-export", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
+
+
+@dataclass(frozen=True, slots=True)
+class ExportResult:
+    """What an export came to.
+
+    Attributes:
+        folder: Where the artifact was to stand.
+        written: Whether it does.
+        parity: What validation said; ``None`` where it was left out.
+        artifact: The artifact, where it was written.
+    """
+
+    folder: Path
+    written: bool
+    parity: ParityReport | None
+    artifact: Artifact | None
+
+
+def export_onnx(
+    checkpoint: str | Path,
+    output: str | Path,
+    *,
+    backbone: str | Path | None = None,
+    task: str | None = None,
+    target: str = "portable",
+    dtype: str = "fp32",
+    opset: int = 20,
+    atol: float | None = None,
+    validate: bool = True,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> ExportResult:
+    """Load a checkpoint, fold its adapters, export it to ONNX and prove that the outputs are the same.
+
+    Args:
+        checkpoint: PEFT folder, reference file, or hub id.
+        output: The artifact's folder. An artifact that is there is replaced, in one step, at the end.
+        backbone: Folder or hub id; what the checkpoint names by default.
+        task: Such as ``text-classification``, or a synonym; inferred by default.
+        target: ``portable``, ``ort-cpu``, ``ort-cuda`` or ``tensorrt``.
+        dtype: Of the graph: ``fp32``, ``fp16`` or ``bf16``. Outputs are float32 in any case.
+        opset: Version of the standard operators, 18 to 23.
+        atol: Largest absolute error of an output; the dtype's own tolerance by default.
+        validate: Compare with eager PyTorch, which needs ONNX Runtime.
+        force: Write the artifact even where validation fails.
+        progress: Told of each stage as it begins.
+
+    Raises:
+        CheckpointError: The checkpoint cannot be read or does not fit its backbone.
+        BackboneError: The backbone cannot be loaded.
+        ExportError: The model or an option cannot be exported.
+        ArtifactError: ``output`` is something that must not be replaced.
+        MissingPackageError: ONNX Runtime is not installed.
+    """
+    folder = Path(output)
+    lowered_for = target_named(target)
+    tolerance = tolerance_for(dtype, atol)
+    _check_output(folder)
+    if validate:
+        require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
+
+    from adakron_export.adapter.checkpoint import find_checkpoint
+    from adakron_export.adapter.loading import load_model
+
+    progress("load the checkpoint and its backbone")
+    found = find_checkpoint(checkpoint, backbone)
+    model = load_model(found, task=task)
+    eager = _task_model(found, model, model.get_base_model())
+    progress("fold the adapters")
+    folded = _folded(found, model, dtype)
+    progress(f"export the graph (opset {opset})")
+    graph = _captured(folded, opset, lowered_for)
+    with staged_folder(folder) as staged:
+        progress("write the model")
+        _save_graph(graph, staged)
+        _save_config(found, model, staged)
+        manifest = _manifest(found, model, folded, graph, dtype=dtype, target=lowered_for, opset=opset)
+        artifact = Artifact(staged, manifest)
+        del graph
+        report = None
+        if validate:
+            progress("validate against eager PyTorch")
+            report = prove(artifact, eager, tolerance=tolerance, progress=progress)
+            if any(row.non_finite for row in report.rows):
+                report = replace(report, overflow=find_overflow(folded))
+            _write_json(staged / PARITY, report.to_json())
+        if report is not None and not report.passed and not force:
+            return ExportResult(folder, written=False, parity=report, artifact=None)
+        (staged / CARD).write_text(model_card(artifact, folder.name), encoding="utf-8")
+        artifact = write_manifest(staged, manifest)
+        put_in_place(staged, folder)
+    return ExportResult(folder, written=True, parity=report, artifact=Artifact(folder, artifact.manifest))
+
+
+def _check_output(folder: Path) -> None:
+    problem = check_replaceable(folder, is_ours=is_artifact)
+    if problem:
+        raise ArtifactError(f"{problem}, and would be replaced; choose another output folder")
+
+
+def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:
+    from adakron_export.adapter.loading import task_of
+    from adakron_export.adapter.pooling import read_pooling
+    from adakron_export.adapter.task_model import TaskModel
+
+    _check_padding(model)
+    return TaskModel(module, task_of(model), pooling=read_pooling(found.backbone)).eval()
+
+
+def _check_padding(model: PeftModel) -> None:
+    """A decoder that classifies looks for its last token that is no padding."""
+    base = model.get_base_model()
+    decoder = hasattr(base, "score")
+    if decoder and base.config.pad_token_id is None:
+        raise ExportError(
+            f"a {type(base).__name__} needs a padding token to find the last token of each text; set pad_token_id "
+            "in the config.json beside the adapter (for GPT-2 its end-of-text token, 50256, is usual)"
+        )
+
+
+def _folded(found: Checkpoint, model: PeftModel, dtype: str) -> TaskModel:
+    import torch
+
+    from adakron_export.adapter.folding import fold
+
+    module = fold(model)
+    if dtype != "fp32":
+        module = module.to({"fp16": torch.float16, "bf16": torch.bfloat16}[dtype])
+        broken = [name for name, tensor in module.state_dict().items()
+                  if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]  # fmt: skip
+        if broken:
+            raise ExportError(f"{broken[0]} has values that {dtype} cannot hold; export in bf16 or fp32")
+    return _task_model(found, model, module)
+
+
+def _captured(folded: TaskModel, opset: int, target: Target) -> ir.Model:
+    from adakron_export.graph.capture import capture
+    from adakron_export.graph.sample import sample_batch
+
+    sample = sample_batch(folded.model.config, folded.task, folded.signature)
+    floating = next(folded.parameters()).dtype
+    sample = {name: t.to(floating) if t.is_floating_point() else t for name, t in sample.items()}
+    return lower(capture(folded, sample, opset=opset), target)
+
+
+def _save_graph(graph: ir.Model, folder: Path) -> None:
+    import onnx_ir as ir
+
+    size = sum(
+        value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None
+    )
+    external = MODEL_DATA if size >= EXTERNAL_DATA_FROM_BYTES else None
+    ir.save(graph, folder / MODEL, external_data=external)
+
+
+def _save_config(found: Checkpoint, model: PeftModel, folder: Path) -> None:
+    """The configuration, and the tokenizer's files as they are: other versions of transformers read them too."""
+    from adakron_export.adapter.checkpoint import backbone_folder
+
+    config = model.get_base_model().config
+    config.architectures = [type(model.get_base_model()).__name__]
+    config.to_json_file(folder / "config.json")
+    sources = [source for source in (found.folder, backbone_folder(found)) if source is not None]
+    chosen = next((source for source in sources if (source / "tokenizer_config.json").is_file()), None)
+    for source in [chosen] if chosen else sources:
+        for name in _COPIED:
+            if (source / name).is_file() and not (folder / name).exists():
+                shutil.copyfile(source / name, folder / name)
+
+
+def _manifest(
+    found: Checkpoint, model: PeftModel, folded: TaskModel, graph: ir.Model, *, dtype: str, target: Target, opset: int
+) -> Manifest:
+    from adakron_export.adapter.checkpoint import backbone_files
+    from adakron_export.adapter.task_model import position_limit
+
+    settings = model.active_peft_config.to_dict()
+    kept = ("r", "k", "activation", "kron_order", "num_experts", "layers_to_transform", "peft_type")
+    return Manifest(
+        task=folded.task.value,
+        target=target.name,
+        dtype=dtype,
+        opset=opset,
+        inputs=tuple(_tensor_info(value) for value in graph.graph.inputs),
+        outputs=tuple(_tensor_info(value) for value in graph.graph.outputs),
+        adapter={key: settings[key] for key in kept},
+        adapter_source=SourceFile(found.weights.name, sha256_of(found.weights)),
+        backbone_source=tuple(SourceFile(file.name, sha256_of(file)) for file in backbone_files(found)),
+        backbone=Path(found.backbone).name if Path(found.backbone).exists() else found.backbone,
+        max_length=position_limit(folded.model),
+        disabled_optimizers=target.disabled_optimizers,
+        versions=_versions(),
+    )
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())
+    assert value.dtype is not None
+    return TensorInfo(str(value.name), value.dtype.numpy().name, shape)
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,50 @@
+"""Runs an artifact on texts, through transformers' pipelines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from adakron_export.artifact import open_artifact
+from adakron_export.errors import ArtifactError, RunnerError
+from adakron_export.tasks import Task
+
+
+def predict(artifact: str | Path, texts: Sequence[str], *, device: str = "cpu") -> list[Any]:
+    """What `transformers.pipeline` answers for each text.
+
+    Args:
+        artifact: The exported folder.
+        texts: At least one.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        ArtifactError: It is damaged, or has no tokenizer.
+        RunnerError: There is no text, or the task needs more than one.
+    """
+    opened = open_artifact(artifact)
+    if not texts:
+        raise RunnerError("there is no text to run on; pass --text or --input")
+    if opened.manifest.task in (Task.QUESTION_ANSWERING, Task.IMAGE_CLASSIFICATION):
+        raise RunnerError(
+            f"{opened.manifest.task} needs more than a text; use transformers.pipeline with OnnxModel (README)"
+        )
+    if not (opened.folder / "tokenizer_config.json").is_file():
+        raise ArtifactError(
+            f"{opened.folder} has no tokenizer; put the backbone's tokenizer files beside it and export again"
+        )
+    from transformers import AutoTokenizer, pipeline
+
+    from adakron_export.runtimes.transformers_model import OnnxModel
+
+    model = OnnxModel.from_pretrained(artifact, device=device)
+    tokenizer = AutoTokenizer.from_pretrained(str(opened.folder))
+    run = pipeline(opened.manifest.task, model=model, tokenizer=tokenizer)
+    longest = opened.manifest.max_length
+    options = {"truncation": True, "max_length": longest} if _truncates(opened.manifest.task, longest) else {}
+    return list(run(list(texts), **options))
+
+
+def _truncates(task: str, longest: int | None) -> bool:
+    return longest is not None and task in (Task.TEXT_CLASSIFICATION, Task.FEATURE_EXTRACTION)

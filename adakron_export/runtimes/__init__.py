@@ -1,0 +1,1 @@
+"""Loaded runtimes behind one protocol: named numpy arrays in, named numpy arrays out."""

@@ -1,0 +1,61 @@
+"""What a runtime is to the rest of the program."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adakron_export.errors import RunnerError
+
+Array = NDArray[Any]
+Batch = Mapping[str, Array]
+
+
+class Runner(Protocol):
+    """One loaded model.
+
+    Attributes:
+        name: What it is, for reports, such as ``onnxruntime CPUExecutionProvider``.
+        input_names: In their order.
+        output_names: In their order.
+    """
+
+    name: str
+    input_names: tuple[str, ...]
+    output_names: tuple[str, ...]
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch.
+
+        Args:
+            batch: Every input by name, ``[batch, tokens]`` integers (or ``pixel_values``).
+
+        Returns:
+            Every output by name, float32.
+
+        Raises:
+            RunnerError: The batch does not fit.
+        """
+        ...
+
+
+def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:
+    """Raise unless the batch has exactly the inputs, all of one batch size and length.
+
+    Raises:
+        RunnerError: It does not.
+    """
+    missing = [name for name in expected if name not in batch]
+    extra = [name for name in batch if name not in expected]
+    if missing or extra:
+        parts = ([f"lacks {', '.join(missing)}"] if missing else []) + ([f"has {', '.join(extra)}"] if extra else [])
+        raise RunnerError(f"the batch {' and '.join(parts)}; the model's inputs are {', '.join(expected)}")
+    shapes = {name: np.shape(batch[name]) for name in expected}
+    if len(set(shapes.values())) > 1:
+        raise RunnerError(f"the inputs differ in shape: {shapes}")
+    shape = next(iter(shapes.values()))
+    if len(shape) < 2 or 0 in shape:
+        raise RunnerError(f"the inputs have shape {shape}; at least one text of one token is needed")

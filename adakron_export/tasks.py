@@ -1,0 +1,106 @@
+"""What a model is exported for: task names, their synonyms and their model classes, as `optimum` has them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.errors import ExportError
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+class Task(StrEnum):
+    """A task that can be exported; the names are those of `optimum` and of the hub."""
+
+    TEXT_CLASSIFICATION = "text-classification"
+    TOKEN_CLASSIFICATION = "token-classification"
+    QUESTION_ANSWERING = "question-answering"
+    FEATURE_EXTRACTION = "feature-extraction"
+    FILL_MASK = "fill-mask"
+    TEXT_GENERATION = "text-generation"
+    IMAGE_CLASSIFICATION = "image-classification"
+
+
+_PEFT_TASK_TYPES = {
+    "SEQ_CLS": Task.TEXT_CLASSIFICATION,
+    "TOKEN_CLS": Task.TOKEN_CLASSIFICATION,
+    "QUESTION_ANS": Task.QUESTION_ANSWERING,
+    "CAUSAL_LM": Task.TEXT_GENERATION,
+    "FEATURE_EXTRACTION": Task.FEATURE_EXTRACTION,
+}
+
+
+def peft_task_type(task: Task) -> str | None:
+    """PEFT's name of a task, where it has one."""
+    return next((name for name, value in _PEFT_TASK_TYPES.items() if value is task), None)
+
+
+def task_named(name: str) -> Task:
+    """The task of a name or synonym, such as ``sequence-classification``.
+
+    Raises:
+        ExportError: No such task can be exported.
+    """
+    from optimum.exporters.tasks import TasksManager
+
+    try:
+        return Task(TasksManager.map_from_synonym(name))
+    except ValueError as error:
+        raise ExportError(
+            f"task {name!r} cannot be exported; choose one of {', '.join(task.value for task in Task)}"
+        ) from error
+
+
+def infer_task(config: PretrainedConfig, *, peft_task: str | None = None) -> Task:
+    """The task of a checkpoint: what PEFT recorded, else what the backbone's architecture is for.
+
+    Args:
+        config: The backbone's configuration.
+        peft_task: ``task_type`` of the adapter's configuration.
+
+    Raises:
+        ExportError: The architecture's task cannot be exported.
+    """
+    if peft_task in _PEFT_TASK_TYPES:
+        return _PEFT_TASK_TYPES[str(peft_task)]
+    architectures = getattr(config, "architectures", None) or []
+    if not architectures:
+        return Task.FEATURE_EXTRACTION
+    return task_of_architecture(architectures[0])
+
+
+def task_of_architecture(name: str) -> Task:
+    """The task of a model class's name, such as ``BertForMaskedLM``; a headless class extracts features.
+
+    Raises:
+        ExportError: Its task cannot be exported.
+    """
+    for task in Task:
+        if task is not Task.FEATURE_EXTRACTION and name in _class_names(task):
+            return task
+    if name in _class_names(Task.FEATURE_EXTRACTION):
+        return Task.FEATURE_EXTRACTION
+    raise ExportError(
+        f"no task is known for the architecture {name!r}; pass --task with one of "
+        f"{', '.join(task.value for task in Task)}"
+    )
+
+
+def _class_names(task: Task) -> set[str]:
+    names: set[str] = set()
+    mapping: Mapping[Any, Any] = auto_class(task)._model_mapping._model_mapping
+    for value in mapping.values():
+        names.update(value if isinstance(value, (tuple, list)) else (value,))
+    return names
+
+
+def auto_class(task: Task) -> Any:
+    """The `AutoModelFor...` class of a task."""
+    import transformers
+    from optimum.exporters.tasks import TasksManager
+
+    name = TasksManager._TRANSFORMERS_TASKS_TO_MODEL_LOADERS[task.value]
+    return getattr(transformers, name)

@@ -1,0 +1,1 @@
+"""Proves that two runtimes compute the same: batches, comparison, verdict."""

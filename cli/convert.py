@@ -1,0 +1,29 @@
+"""`adakron-export convert`."""
+
+from __future__ import annotations
+
+import click
+
+from . import options
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("--backbone", required=True, metavar="DIR_OR_ID", help="What it was trained on.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="The PEFT folder to write.")
+@options.task
+@options.as_json
+def convert(checkpoint: str, backbone: str, output: str, task: str | None, as_json: bool) -> None:
+    """Turn a reference file into a PEFT folder.
+
+    CHECKPOINT is a file of the AdaKron reference implementation (pytorch_model_expert_soup.bin, model.500.pt) or a
+    folder with the former. Variant, r, k, experts and Kronecker order are read off it.
+    """
+    from adakron_export import convert as convert_checkpoint
+
+    folder = convert_checkpoint(checkpoint, output, backbone=backbone, task=task, progress=options.stage_printer())
+    if as_json:
+        options.print_json({"folder": str(folder)})
+    else:
+        click.echo(f"wrote {folder}")
+        click.echo(f"next: adakron-export onnx {folder} -o ARTIFACT")

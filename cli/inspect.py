@@ -1,0 +1,92 @@
+"""`adakron-export inspect`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from . import options
+
+
+@click.command()
+@click.argument("path")
+@options.backbone
+@options.as_json
+def inspect(path: str, backbone: str | None, as_json: bool) -> None:
+    """Show what a checkpoint or an artifact holds."""
+    from adakron_export.inspection import CheckpointInfo
+    from adakron_export.inspection import inspect as look_into
+
+    info = look_into(path, backbone=backbone)
+    if as_json:
+        options.print_json(info.to_json())
+    elif isinstance(info, CheckpointInfo):
+        _print_checkpoint(info)
+    else:
+        _print_artifact(info)
+
+
+def _print_rows(rows: list[tuple[str, object]]) -> None:
+    for name, value in rows:
+        click.echo(f"{name:<12}{value}")
+
+
+def _print_adapters(adapters: Any) -> None:
+    click.echo(f"{len(adapters)} adapters:")
+    for adapter in adapters:
+        shapes = "  ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in adapter.shapes.items()
+                           if "bias" not in name and not name.startswith("B"))  # fmt: skip
+        click.echo(f"  {adapter.module}\n      {shapes}")
+
+
+def _print_checkpoint(info: Any) -> None:
+    settings = ", ".join(f"{key} {value}" for key, value in info.settings.items())
+    kind = {"peft": "PEFT checkpoint", "reference": "file of the reference implementation"}[info.kind]
+    trained = info.adapter_parameters + info.head_parameters
+    _print_rows(
+        [
+            (kind, f"{info.path} ({options.size(info.file_bytes)})"),
+            ("model", f"{info.architecture} for {info.task}"),
+            ("backbone", info.backbone),
+            ("adapter", settings),
+            (
+                "trained",
+                f"{trained:,} of {info.total_parameters:,} parameters ({info.trainable_share:.3%}): "
+                f"{info.adapter_parameters:,} in adapters, {info.head_parameters:,} in the head",
+            ),
+        ]
+    )
+    _print_adapters(info.adapters)
+
+
+def _print_artifact(info: Any) -> None:
+    manifest = info.manifest
+    ops = ", ".join(f"{count} {name}" for name, count in info.ops.items())
+    opsets = ", ".join(f"{domain or 'ai.onnx'} {number}" for domain, number in info.opsets.items())
+    _print_rows(
+        [
+            ("artifact", info.path),
+            ("made of", f"{manifest['backbone']} with {manifest['adapter_source']['name']}"),
+            ("task", manifest["task"]),
+            ("graph", f"target {manifest['target']}, {manifest['dtype']}, opsets {opsets}"),
+            ("inputs", ", ".join(f"{row['name']} {list(row['shape'])}" for row in manifest["inputs"])),
+            ("outputs", ", ".join(f"{row['name']} {list(row['shape'])}" for row in manifest["outputs"])),
+            ("parameters", f"{info.parameters:,}"),
+            ("operators", f"{sum(info.ops.values())}: {ops}"),
+            ("files", ", ".join(f"{name} {options.size(number)}" for name, number in info.file_bytes.items())),
+            ("validation", _verdict(info.parity)),
+        ]
+    )
+    if info.adapters:
+        _print_adapters(info.adapters)
+    else:
+        click.echo(f"adapters inlined for the target {manifest['target']}")
+
+
+def _verdict(parity: dict[str, Any] | None) -> str:
+    if parity is None:
+        return "left out"
+    batches = len({row["batch"] for row in parity["rows"]})
+    outcome = "passed" if parity["passed"] else "FAILED"
+    return f"{outcome}, largest absolute error {float(parity['max_abs_error']):.2e} on {batches} batches"

@@ -1,0 +1,53 @@
+"""The command `adakron-export`: its commands, and what becomes of errors."""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from typing import Any
+
+import click
+
+from adakron_export._version import __version__
+from adakron_export.errors import AdaKronError
+
+from .convert import convert
+from .inspect import inspect
+from .onnx import onnx
+from .predict import predict
+from .validate import validate
+
+
+class _Group(click.Group):
+    """Prints our errors as one message and exits with 2; `--debug` shows where they come from."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except AdaKronError as error:
+            if ctx.params.get("debug"):
+                traceback.print_exc()
+            click.echo(f"error: {error}", err=True)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            click.echo("stopped; nothing was written", err=True)
+            sys.exit(130)
+        except OSError as error:
+            if ctx.params.get("debug") or error.errno is None:
+                raise
+            click.echo(f"error: {error.filename or ''}: {error.strerror}", err=True)
+            sys.exit(2)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="adakron-export")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
+    """Take transformers with AdaKron adapters to ONNX, and prove that nothing changed.
+
+    Exit code 0: done and held. 1: ran, and the check failed. 2: the input or the environment is at fault.
+    """
+
+
+for command in (convert, inspect, onnx, predict, validate):
+    main.add_command(command)

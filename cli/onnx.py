@@ -1,0 +1,57 @@
+"""`adakron-export onnx`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from . import options
+
+
+@click.command()
+@click.argument("checkpoint")
+@click.option("-o", "--output", required=True, metavar="DIR", help="The artifact's folder.")
+@options.backbone
+@click.option("--target", default="portable", show_default=True, help="portable, ort-cpu, ort-cuda or tensorrt.")
+@click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16.")
+@click.option("--opset", default=20, show_default=True, help="Of the standard operators, 18 to 23.")
+@options.task
+@options.atol
+@click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")
+@click.option("--force", is_flag=True, help="Write the artifact even if it fails.")
+@options.as_json
+def onnx(output: str, *, checkpoint: str, as_json: bool, no_validate: bool, **settings: Any) -> None:
+    """Export CHECKPOINT to ONNX and prove it equal.
+
+    CHECKPOINT is a PEFT folder, its hub id, or a file of the reference implementation. The artifact is put in
+    place in one step, and only if its outputs are those of eager PyTorch.
+    """
+    from adakron_export import export_onnx
+
+    result = export_onnx(checkpoint, output, validate=not no_validate, progress=options.stage_printer(), **settings)
+    if as_json:
+        parity = result.parity.to_json() if result.parity else None
+        options.print_json({"written": result.written, "folder": str(result.folder), "parity": parity})
+    else:
+        _print(result)
+    if result.parity is not None and not result.parity.passed:
+        sys.exit(1)
+
+
+def _print(result: Any) -> None:
+    from .parity import print_parity
+
+    if result.parity is not None:
+        print_parity(result.parity)
+    if not result.written:
+        click.echo(f"{result.folder} was not written; --force writes it all the same, --atol sets another limit")
+        return
+    files = sorted(file for file in result.folder.iterdir())
+    click.echo(f"wrote {result.folder}")
+    for file in files:
+        click.echo(f"  {file.name:<28}{options.size(file.stat().st_size):>10}")
+    if result.parity is None:
+        click.echo("not validated")
+    click.echo(f"next: adakron-export inspect {result.folder}")

@@ -1,0 +1,40 @@
+"""Options and output that several commands share."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+backbone = click.option("--backbone", metavar="DIR_OR_ID", help="The backbone; by default what the checkpoint names.")
+as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+task = click.option("--task", metavar="NAME", help="Such as text-classification; inferred by default.")
+device = click.option("--device", default="cpu", show_default=True, help="cpu or cuda; never replaced by another.")
+atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
+
+
+def stage_printer() -> Callable[[str], None]:
+    """Prints each stage to stderr as it begins, with the seconds since the first."""
+    start = time.perf_counter()
+
+    def show(stage: str) -> None:
+        click.echo(f"{time.perf_counter() - start:6.1f} s  {stage}", err=True)
+
+    return show
+
+
+def print_json(content: Any) -> None:
+    """Print a result for machines."""
+    click.echo(json.dumps(content, indent=2, default=str))
+
+
+def size(number: float) -> str:
+    """Bytes as people read them."""
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.2f} GB"

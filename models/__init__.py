@@ -1,0 +1,1 @@
+"""Recipes and the embedded demo model."""

@@ -1,0 +1,89 @@
+"""Fixtures that several test files share."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the hub
+os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+sys.path.insert(0, str(Path(__file__).parent))
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner, Result
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[1]
+DEMO = ROOT / "models" / "demo"
+REFERENCE = Path(__file__).parent / "data" / "reference"
+
+
+@dataclass(frozen=True)
+class ReferenceCase:
+    """A checkpoint of the reference implementation with what it computed."""
+
+    folder: Path
+    file: Path
+    backbone: Path
+
+    @property
+    def inputs(self) -> dict[str, torch.Tensor]:
+        return load_file(self.folder / "inputs.safetensors")
+
+    @property
+    def logits(self) -> torch.Tensor:
+        return load_file(self.folder / "expected.safetensors")["logits"]
+
+
+def reference_case(name: str) -> ReferenceCase:
+    folder = REFERENCE / name
+    return ReferenceCase(folder, next((folder / "checkpoint").iterdir()), folder / "backbone")
+
+
+REFERENCE_CASES = sorted(folder.name for folder in REFERENCE.iterdir())
+
+
+@pytest.fixture(params=REFERENCE_CASES)
+def case(request: pytest.FixtureRequest) -> ReferenceCase:
+    return reference_case(request.param)
+
+
+@pytest.fixture(scope="session")
+def glue_case() -> ReferenceCase:
+    return reference_case("bert-glue-r48")
+
+
+@pytest.fixture(scope="session")
+def demo_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model, exported once."""
+    from adakron_export import export_onnx
+
+    folder = tmp_path_factory.mktemp("demo") / "artifact"
+    assert export_onnx(DEMO, folder).written
+    return folder
+
+
+class Cli:
+    """Runs the command in this process."""
+
+    def __call__(self, *arguments: object, code: int = 0) -> Result:
+        command = next(iter(entry_points(group="console_scripts", name="adakron-export"))).load()
+        result = CliRunner().invoke(command, [str(argument) for argument in arguments], catch_exceptions=False)
+        assert result.exit_code == code, f"exit code {result.exit_code}\n{result.output}"
+        return result
+
+
+@pytest.fixture
+def cli() -> Cli:
+    return Cli()
+
+
+@pytest.fixture
+def demo_batch() -> dict[str, np.ndarray]:
+    ids = np.array([[2, 20, 30, 40, 3], [2, 50, 3, 0, 0]])
+    return {"input_ids": ids, "attention_mask": (ids > 0).astype(np.int64), "token_type_ids": np.zeros_like(ids)}

@@ -1,0 +1,364 @@
+"""The main job, end to end on tiny models."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+import adakron_export
+from adakron_export import export_onnx, load_model, open_artifact, open_runner, validate
+from adakron_export.errors import ArtifactError, BackboneError, CheckpointError, ExportError, RunnerError
+from adakron_export.tasks import Task
+from conftest import DEMO
+from tiny import CONFIGS, backbone_of, save_checkpoint
+
+TEXT_TASKS = [task for task in Task if task is not Task.IMAGE_CLASSIFICATION and task is not Task.TEXT_GENERATION]
+
+
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_every_backbone_exports_and_agrees(model_type, tmp_path):
+    result = export_onnx(save_checkpoint(tmp_path, model_type), tmp_path / "out")
+    assert result.written
+    assert result.parity.max_abs_error < 5e-5
+    adapters = sum(node.op_type == "KronAdapter" for node in onnx.load(tmp_path / "out/model.onnx").graph.node)
+    assert adapters == 2
+
+
+@pytest.mark.parametrize("task", TEXT_TASKS)
+def test_every_task_exports_with_the_names_of_optimum(task, tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "bert", task)
+    manifest = export_onnx(checkpoint, tmp_path / "out").artifact.manifest
+    assert manifest.task == task.value
+    assert [info.name for info in manifest.inputs] == ["input_ids", "attention_mask", "token_type_ids"]
+    assert {info.shape for info in manifest.inputs} == {("batch_size", "sequence_length")}
+    assert {info.dtype for info in manifest.inputs} == {"int64"}
+    names = {
+        Task.QUESTION_ANSWERING: ["start_logits", "end_logits"],
+        Task.FEATURE_EXTRACTION: ["last_hidden_state", "sentence_embedding"],
+    }
+    assert [info.name for info in manifest.outputs] == names.get(task, ["logits"])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"num_labels": 1, "problem_type": "regression"}, {"num_labels": 5, "problem_type": "multi_label_classification"}],
+)
+def test_regression_and_multi_label_heads(changes, tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "roberta", changes=changes)
+    manifest = export_onnx(checkpoint, tmp_path / "out").artifact.manifest
+    assert manifest.outputs[0].shape == ("batch_size", changes["num_labels"])
+    assert json.loads((tmp_path / "out/config.json").read_text())["problem_type"] == changes["problem_type"]
+
+
+def test_decoder_that_classifies(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "gpt2", Task.TEXT_CLASSIFICATION)
+    assert export_onnx(checkpoint, tmp_path / "out").written
+
+
+def test_decoder_without_padding_token_is_told_what_to_do(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "gpt2", Task.TEXT_CLASSIFICATION, changes={"pad_token_id": None})
+    with pytest.raises(ExportError, match="needs a padding token.*set pad_token_id"):
+        export_onnx(checkpoint, tmp_path / "out")
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+@pytest.mark.parametrize("target", ["portable", "ort-cpu"])
+def test_half_precision_is_validated_by_rounding(dtype, target, tmp_path):
+    result = export_onnx(save_checkpoint(tmp_path, "bert"), tmp_path / "out", dtype=dtype, target=target)
+    assert result.written
+    assert 1e-5 < result.parity.max_abs_error < 0.1
+    assert "emulated" in result.parity.candidate
+    weights = onnx.load(tmp_path / "out/model.onnx").graph.initializer
+    halves = {"fp16": onnx.TensorProto.FLOAT16, "bf16": onnx.TensorProto.BFLOAT16}[dtype]
+    assert onnx.TensorProto.FLOAT not in {tensor.data_type for tensor in weights}
+    assert halves in {tensor.data_type for tensor in weights}
+    assert {info.dtype for info in result.artifact.manifest.outputs} == {"float32"}
+
+
+def test_fp16_overflow_is_found_and_not_shipped(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    model = load_model(checkpoint)
+    with torch.no_grad():  # the Kronecker product squares magnitudes: 1000 * 1000 is past 65504
+        layer = model.base_model.model.bert.encoder.layer[1].output.dense
+        layer.adakron_a1["default"].bias.fill_(1000)
+        layer.adakron_a2["default"].bias.fill_(1000)
+    model.save_pretrained(checkpoint)
+    assert export_onnx(checkpoint, tmp_path / "fp32", atol=1e3).written
+    result = export_onnx(checkpoint, tmp_path / "out", dtype="fp16")
+    assert not result.written
+    assert not (tmp_path / "out").exists()
+    assert result.parity.overflow.startswith("bert.encoder.layer.1.output.dense overflows")
+
+
+def test_weights_beyond_fp16_are_named(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    model = load_model(checkpoint)
+    model.base_model.model.classifier.modules_to_save["default"].weight.data[0, 0] = 1e5
+    model.save_pretrained(checkpoint)
+    with pytest.raises(ExportError, match="classifier.weight has values that fp16 cannot hold; export in bf16"):
+        export_onnx(checkpoint, tmp_path / "out", dtype="fp16")
+
+
+def test_external_data_has_the_name_that_others_look_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("adakron_export.export.EXTERNAL_DATA_FROM_BYTES", 1000)
+    result = export_onnx(save_checkpoint(tmp_path, "bert"), tmp_path / "out")
+    assert result.written
+    assert (tmp_path / "out/model.onnx_data").stat().st_size > 10_000
+    locations = {
+        entry.value
+        for tensor in onnx.load(tmp_path / "out/model.onnx", load_external_data=False).graph.initializer
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    assert locations == {"model.onnx_data"}
+    assert open_runner(tmp_path / "out")
+    assert export_onnx(tmp_path / "adapter", tmp_path / "half", dtype="bf16").written
+
+
+def test_failed_validation_keeps_the_old_artifact(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    assert export_onnx(checkpoint, tmp_path / "out").written
+    before = (tmp_path / "out/parity.json").read_text()
+    result = export_onnx(checkpoint, tmp_path / "out", atol=0)
+    assert not result.written
+    assert not result.parity.passed
+    assert (tmp_path / "out/parity.json").read_text() == before
+    forced = export_onnx(checkpoint, tmp_path / "out", atol=0, force=True)
+    assert forced.written
+    assert open_artifact(tmp_path / "out").parity()["passed"] is False
+    assert "FAILED" in (tmp_path / "out/README.md").read_text()
+
+
+def test_only_our_own_folders_are_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/final.tex").write_text("years of work")
+    with pytest.raises(ArtifactError, match="thesis is a folder with other things in it"):
+        export_onnx(DEMO, tmp_path / "thesis")
+    assert (tmp_path / "thesis/final.tex").exists()
+    (tmp_path / "link").symlink_to(tmp_path / "thesis")
+    with pytest.raises(ArtifactError, match="symbolic link"):
+        export_onnx(DEMO, tmp_path / "link")
+
+
+@pytest.mark.parametrize("delay_s", [0.5, 2.5, 4.0, 5.0, 5.5])
+def test_killed_export_leaves_no_half_folder(demo_artifact, tmp_path, delay_s):
+    """Whenever it is killed, the folder is either whole or not there; and the next run clears the rest away."""
+    out = tmp_path / "out"
+    code = f"from adakron_export import export_onnx; export_onnx({str(DEMO)!r}, {str(out)!r})"
+    process = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
+    try:
+        process.wait(delay_s)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    if out.exists():
+        assert open_artifact(out).parity()["passed"]
+
+
+def test_leftovers_of_a_killed_run_are_removed_and_of_a_live_one_kept(tmp_path):
+    from adakron_export.staging import put_in_place, staged_folder
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    killed = tmp_path / f".out.{dead.pid}.abc.partial"
+    live = tmp_path / f".out.{os.getppid()}.abc.partial"
+    killed.mkdir()
+    live.mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/old").write_text("old")
+    with staged_folder(tmp_path / "out") as staged:
+        (staged / "new").write_text("new")
+        put_in_place(staged, tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [live.name, "out"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+
+
+def test_interrupted_block_leaves_the_old_folder(tmp_path):
+    from adakron_export.staging import staged_folder
+
+    (tmp_path / "out").mkdir()
+    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out") as staged:
+        (staged / "new").write_text("new")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_validate_accepts_the_artifact_and_notices_another_checkpoint(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    export_onnx(checkpoint, tmp_path / "out")
+    report = validate(tmp_path / "out", against=checkpoint)
+    assert report.passed
+    assert report.notes == ()
+    other = save_checkpoint(tmp_path / "other", "bert", kron_order="a1_a2", r=16)
+    report = validate(tmp_path / "out", against=other)
+    assert not report.passed
+    assert "exported from another adapter_model.safetensors" in report.notes[0]
+
+
+def test_one_changed_weight_is_caught(tmp_path):
+    """Two hundredths on one of some 20,000 numbers of the file."""
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    export_onnx(checkpoint, tmp_path / "out")
+    model = onnx.load(tmp_path / "out/model.onnx")
+    weight = next(
+        tensor for tensor in model.graph.initializer if "projection.weight" in tensor.name or len(tensor.dims) == 2
+    )
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values[5, 5] += 0.5
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    onnx.save(model, tmp_path / "out/model.onnx")
+    with pytest.raises(ArtifactError, match="changed since it was exported: model.onnx"):
+        open_runner(tmp_path / "out")
+    from adakron_export.artifact import open_artifact as reopen, write_manifest
+
+    manifest = json.loads((tmp_path / "out/adakron_export.json").read_text())
+    manifest["files"].pop("model.onnx")
+    (tmp_path / "out/adakron_export.json").write_text(json.dumps(manifest))
+    write_manifest(tmp_path / "out", reopen(tmp_path / "out").manifest)
+    assert not validate(tmp_path / "out", against=checkpoint).passed
+
+
+def test_reference_file_is_taken_directly(glue_case, tmp_path):
+    result = export_onnx(glue_case.file, tmp_path / "out", backbone=glue_case.backbone)
+    assert result.parity.max_abs_error < 1e-5
+    assert validate(tmp_path / "out", against=glue_case.file, backbone=glue_case.backbone).passed
+    runner = open_runner(tmp_path / "out")
+    inputs = {name: tensor.numpy() for name, tensor in glue_case.inputs.items()}
+    inputs["token_type_ids"] = np.zeros_like(inputs["input_ids"])
+    np.testing.assert_allclose(runner.run(inputs)["logits"], glue_case.logits.numpy(), atol=1e-5)
+
+
+def test_runner_refuses_what_does_not_fit(demo_artifact, demo_batch):
+    runner = open_runner(demo_artifact)
+    runner.run(demo_batch)
+    ids = demo_batch["input_ids"]
+    with pytest.raises(RunnerError, match="lacks token_type_ids"):
+        runner.run({name: demo_batch[name] for name in ("input_ids", "attention_mask")})
+    with pytest.raises(RunnerError, match="has labels"):
+        runner.run({**demo_batch, "labels": ids})
+    with pytest.raises(RunnerError, match="differ in shape"):
+        runner.run({**demo_batch, "attention_mask": ids[:, :3]})
+    with pytest.raises(RunnerError, match="65 tokens long, the model takes 64; truncate"):
+        runner.run({name: np.ones((1, 65), dtype=np.int64) for name in demo_batch})
+    with pytest.raises(RunnerError, match="no CUDAExecutionProvider"):
+        open_runner(demo_artifact, device="cuda")
+    with pytest.raises(RunnerError, match="device 'tpu' is unknown"):
+        open_runner(demo_artifact, device="tpu")
+
+
+def test_checkpoint_opens_as_a_runner_too(demo_artifact, demo_batch):
+    eager, exported = open_runner(DEMO).run(demo_batch), open_runner(demo_artifact).run(demo_batch)
+    np.testing.assert_allclose(exported["logits"], eager["logits"], atol=1e-5)
+
+
+def test_bf16_artifact_on_the_cpu_says_why_not(tmp_path):
+    export_onnx(DEMO, tmp_path / "out", dtype="bf16")
+    with pytest.raises(RunnerError, match="no bf16 on the CPU"):
+        open_runner(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"dtype": "fp8"}, ExportError, "dtype 'fp8' is unknown; choose one of fp32, fp16, bf16"),
+        ({"target": "cpu"}, ExportError, "target 'cpu' is unknown"),
+        ({"task": "translate"}, ExportError, "task 'translate' cannot be exported"),
+        ({"atol": -1.0}, ExportError, "atol is -1.0"),
+        ({"atol": float("nan")}, ExportError, "atol is nan"),
+        ({"backbone": "/nowhere/at/all"}, BackboneError, "cannot be loaded"),
+        ({"backbone": "nobody/nothing"}, BackboneError, "cannot be loaded"),
+    ],
+)
+def test_bad_options_are_refused_before_work_is_done(tmp_path, settings, error, message):
+    with pytest.raises(error, match=message):
+        export_onnx(DEMO, tmp_path / "out", **settings)
+    assert list(tmp_path.iterdir()) == []
+
+
+def corrupt(name, content):
+    return lambda folder: (folder / name).write_text(content)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
+        (lambda folder: (folder / "adapter_config.json").unlink(), "holds neither adapter_config.json"),
+        (corrupt("adapter_config.json", "{"), "not valid JSON"),
+        (corrupt("adapter_config.json", "[]"), "holds a list"),
+        (corrupt("adapter_model.safetensors", "nonsense"), "not a readable safetensors file"),
+    ],
+)
+def test_damaged_checkpoints(tmp_path, damage, message):
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    damage(checkpoint)
+    with pytest.raises(CheckpointError, match=message):
+        export_onnx(checkpoint, tmp_path / "out")
+
+
+def test_missing_checkpoint_and_other_methods(tmp_path):
+    with pytest.raises(CheckpointError, match="no such file or folder"):
+        export_onnx(tmp_path / "nowhere", tmp_path / "out")
+    lora = get_peft_model(backbone_of("bert"), LoraConfig(r=2, target_modules=["query"]))
+    lora.save_pretrained(tmp_path / "lora")
+    with pytest.raises(CheckpointError, match="a LORA adapter, not ADAKRON; merge it"):
+        export_onnx(tmp_path / "lora", tmp_path / "out")
+
+
+def test_checkpoint_that_does_not_fit_lists_what_is_wrong(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    wide = backbone_of("bert", hidden_size=64)
+    wide.save_pretrained(tmp_path / "wide")
+    with pytest.raises(CheckpointError, match=r"does not fit the backbone.*misshapen: base_model.*is \[2, 32\] where"):
+        export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "wide")
+    deep = backbone_of("bert", num_hidden_layers=3)
+    deep.save_pretrained(tmp_path / "deep")
+    with pytest.raises(CheckpointError, match=r"6 missing: base_model.model.bert.encoder.layer.2"):
+        export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "deep")
+    shallow = backbone_of("bert", num_hidden_layers=1)
+    shallow.save_pretrained(tmp_path / "shallow")
+    with pytest.raises(CheckpointError, match=r"6 unexpected: base_model.model.bert.encoder.layer.1"):
+        export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "shallow")
+
+
+def test_head_that_nobody_trained_is_refused(tmp_path):
+    """The adapter was saved without its head, and the backbone has none: the outputs would be random."""
+    checkpoint = save_checkpoint(tmp_path, "bert", task_type=None)
+    backbone_of("bert", Task.FEATURE_EXTRACTION).save_pretrained(tmp_path / "backbone")
+    with pytest.raises(CheckpointError, match="the head is in neither.*classifier"):
+        export_onnx(checkpoint, tmp_path / "out", task="text-classification")
+
+
+def test_backbone_of_another_architecture_is_refused(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    config = json.loads((tmp_path / "backbone/config.json").read_text())
+    save_checkpoint(tmp_path / "other", "distilbert")
+    (tmp_path / "other/backbone/config.json").write_text(json.dumps(config))
+    with pytest.raises(BackboneError, match="lacks tensors of a BertForSequenceClassification"):
+        export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "other/backbone")
+
+
+def test_stages_are_told_in_order(tmp_path):
+    stages: list[str] = []
+    export_onnx(DEMO, tmp_path / "out", progress=stages.append)
+    kinds = [stage for stage in stages if not stage.startswith("batch")]
+    assert [stage.split()[0] for stage in kinds] == ["load", "fold", "export", "write", "validate"]
+    assert sum(stage.startswith("batch") for stage in stages) == 6
+
+
+def test_export_leaves_no_trace_of_where_it_was_made(demo_artifact):
+    for file in demo_artifact.iterdir():
+        assert str(DEMO.parent).encode() not in file.read_bytes(), file.name
+
+
+def test_missing_runtime_names_the_extra(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(adakron_export.errors.MissingPackageError, match=r"adakron-export\[cpu"):
+        export_onnx(DEMO, tmp_path / "out")
