@@ -55,7 +55,7 @@ class _PeftFinder(importlib.abc.MetaPathFinder):
 
 def install() -> None:
     """Register now, or as soon as `peft` is imported."""
-    if "peft" in sys.modules:
+    if sys.modules.get("peft") is not None:
         _register()
     elif not any(isinstance(finder, _PeftFinder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _PeftFinder())

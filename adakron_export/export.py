@@ -199,7 +199,7 @@ def _captured(folded: TaskModel, opset: int, target: Target) -> ir.Model:
     from adakron_export.graph.capture import capture
     from adakron_export.graph.sample import sample_batch
 
-    sample = sample_batch(folded.model.config, folded.task, folded.signature)
+    sample = sample_batch(folded.config, folded.task, folded.signature)
     floating = next(folded.parameters()).dtype
     sample = {name: t.to(floating) if t.is_floating_point() else t for name, t in sample.items()}
     return lower(capture(folded, sample, opset=opset), target)

@@ -120,8 +120,8 @@ def _inspect_checkpoint(found: Checkpoint) -> CheckpointInfo:
             module,
             {
                 f"{part}.{key}": tuple(tensor.shape)
-                for part, networks in (("a1", layer.adakron_a1), ("a2", layer.adakron_a2), ("up", layer.adakron_up))
-                for key, tensor in networks[name].named_parameters()
+                for part, network in zip(("a1", "a2", "up"), layer.networks(name), strict=True)
+                for key, tensor in network.named_parameters()
             },
         )
         for module, layer in adapter_layers(model.get_base_model()).items()
@@ -154,7 +154,7 @@ def _inspect_artifact(artifact: Artifact) -> ArtifactInfo:
         AdapterInfo(
             node.metadata_props.get("adakron_export.module", str(node.name)),
             {
-                name: tuple(int(dim) for dim in value.shape)
+                name: tuple(value.shape.numpy())
                 for name, value in zip(("A1", "B1", "A2", "B2", "U"), node.inputs[1:], strict=True)
                 if value is not None and value.shape is not None
             },

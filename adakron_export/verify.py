@@ -155,7 +155,7 @@ def input_space(model: TaskModel) -> InputSpace:
     """What a model accepts."""
     from adakron_export.adapter.task_model import position_limit
 
-    config = model.model.config
+    config = model.config
     names = tuple(model.signature.inputs)
     if "pixel_values" in names:
         shape = (config.num_channels, config.image_size, config.image_size)

@@ -29,7 +29,7 @@ def inspect(path: str, backbone: str | None, as_json: bool) -> None:
 
 def _print_rows(rows: list[tuple[str, object]]) -> None:
     for name, value in rows:
-        click.echo(f"{name:<12}{value}")
+        click.echo(f"{name:<12}{value}" if len(name) < 12 else f"{name}: {value}")
 
 
 def _print_adapters(adapters: Any) -> None:

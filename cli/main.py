@@ -26,7 +26,7 @@ class _Group(click.Group):
             return super().invoke(ctx)
         except AdaKronError as error:
             if ctx.params.get("debug"):
-                traceback.print_exc()
+                click.echo(traceback.format_exc(), err=True)
             click.echo(f"error: {error}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 
 import adakron_export
 from adakron_export import export_onnx, load_model, open_artifact, open_runner, validate
+from adakron_export.artifact import write_manifest
 from adakron_export.errors import ArtifactError, BackboneError, CheckpointError, ExportError, RunnerError
 from adakron_export.tasks import Task
 from conftest import DEMO
@@ -216,12 +217,10 @@ def test_one_changed_weight_is_caught(tmp_path):
     onnx.save(model, tmp_path / "out/model.onnx")
     with pytest.raises(ArtifactError, match="changed since it was exported: model.onnx"):
         open_runner(tmp_path / "out")
-    from adakron_export.artifact import open_artifact as reopen, write_manifest
-
     manifest = json.loads((tmp_path / "out/adakron_export.json").read_text())
     manifest["files"].pop("model.onnx")
     (tmp_path / "out/adakron_export.json").write_text(json.dumps(manifest))
-    write_manifest(tmp_path / "out", reopen(tmp_path / "out").manifest)
+    write_manifest(tmp_path / "out", open_artifact(tmp_path / "out").manifest)
     assert not validate(tmp_path / "out", against=checkpoint).passed
 
 
@@ -334,6 +333,14 @@ def test_head_that_nobody_trained_is_refused(tmp_path):
     backbone_of("bert", Task.FEATURE_EXTRACTION).save_pretrained(tmp_path / "backbone")
     with pytest.raises(CheckpointError, match="the head is in neither.*classifier"):
         export_onnx(checkpoint, tmp_path / "out", task="text-classification")
+
+
+def test_pooler_that_nobody_saved_is_refused(tmp_path):
+    """A backbone from masked language modelling has no pooler; a classifier on a random one is worthless."""
+    checkpoint = save_checkpoint(tmp_path, "bert", task_type="SEQ_CLS")
+    backbone_of("bert", Task.FILL_MASK).save_pretrained(tmp_path / "backbone")
+    with pytest.raises(CheckpointError, match="would be random: bert.pooler.dense.bias, bert.pooler.dense.weight"):
+        export_onnx(checkpoint, tmp_path / "out")
 
 
 def test_backbone_of_another_architecture_is_refused(tmp_path):

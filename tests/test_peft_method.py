@@ -17,7 +17,7 @@ FFN_OUTPUTS = {
     "modernbert": ["layers.0.mlp.Wo", "layers.1.mlp.Wo"],
     "gpt2": ["h.0.mlp.c_proj", "h.1.mlp.c_proj"],
     "vit": ["layers.0.mlp.fc2", "layers.1.mlp.fc2"],
-    **dict.fromkeys(("llama", "mistral", "qwen2", "qwen3"), ["layers.0.mlp.down_proj", "layers.1.mlp.down_proj"]),
+    **{name: ["layers.0.mlp.down_proj", "layers.1.mlp.down_proj"] for name in ("llama", "mistral", "qwen2", "qwen3")},
 }
 BERT_LIKE = ["encoder.layer.0.output.dense", "encoder.layer.1.output.dense"]
 

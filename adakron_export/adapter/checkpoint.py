@@ -181,7 +181,9 @@ def load_backbone(checkpoint: Checkpoint, config: PretrainedConfig, task: Task) 
             transformers_logging.enable_progress_bar()
     mismatched = [str(row[0]) for row in info.get("mismatched_keys", ())]
     new = {*info["missing_keys"], *mismatched}
-    body = [name for name in new if name.startswith(f"{model.base_model_prefix}.") and "pooler" not in name]
+    if task is Task.FEATURE_EXTRACTION:  # nothing reads its pooler
+        new = {name for name in new if not name.startswith("pooler.")}
+    body = [name for name in new if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
     if body:
         raise BackboneError(
             f"backbone {checkpoint.backbone!r} lacks tensors of a {type(model).__name__}, or has them in another "
@@ -222,9 +224,10 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
 
     try:
-        return load_file(path)
+        tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    return tensors
 
 
 def check_tensors(checkpoint: Checkpoint, *, expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
@@ -248,11 +251,12 @@ def check_tensors(checkpoint: Checkpoint, *, expected: Mapping[str, Tensor], fou
 
 def check_head(checkpoint: Checkpoint, new: set[str], saved: set[str]) -> None:
     """Raise where a head is neither in the backbone's files nor in the checkpoint: it would be random."""
-    random = sorted(name for name in new if name not in saved and "pooler" not in name)
+    random = sorted(new - saved)
     if random:
         raise CheckpointError(
-            f"{checkpoint.path}: the head is in neither the checkpoint nor the backbone {checkpoint.backbone!r}: "
-            f"{first_few(random)}; save it with the adapter (modules_to_save), or pass --task feature-extraction"
+            f"{checkpoint.path}: the head is in neither the checkpoint nor the backbone {checkpoint.backbone!r}, and "
+            f"would be random: {first_few(random)}; save it with the adapter (modules_to_save), or pass --task "
+            "feature-extraction"
         )
 
 

@@ -102,9 +102,9 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
 def _fold_layer(name: str, layer: AdaKronLayer, adapter: str) -> nn.Module:
     if adapter not in layer.settings:  # layers_to_transform of this adapter leaves the layer alone
         return layer.get_base_layer()
-    a1_weight, a1_bias = layer.adakron_a1[adapter].soup(torch.float64)
-    a2_weight, a2_bias = layer.adakron_a2[adapter].soup(torch.float64)
-    up_weight, up_bias = layer.adakron_up[adapter].soup(torch.float64)
+    (a1_weight, a1_bias), (a2_weight, a2_bias), (up_weight, up_bias) = (
+        network.soup(torch.float64) for network in layer.networks(adapter)
+    )
     projection = _with_bias_added(name, layer.base_layer, up_bias)
     weights = {
         "a1_weight": a1_weight.T,

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, cast
 
 import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
@@ -71,7 +72,7 @@ class SmallNetwork(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the weights as `torch.nn.Linear` does and zero the biases."""
-        for weight in self.weight if self.num_experts > 1 else [self.weight]:
+        for weight in self.weight.unbind() if self.num_experts > 1 else (self.weight,):
             nn.init.kaiming_uniform_(weight, a=5**0.5)
         nn.init.zeros_(self.bias)
         if self.num_experts > 1:
@@ -111,6 +112,11 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
 
     adapter_layer_names = ("adakron_a1", "adakron_a2", "adakron_up")
     other_param_names = ()
+    # What PEFT's base class has, said for the type checker: torch's own answer for any attribute is Tensor or Module.
+    active_adapters: list[str]
+    get_base_layer: Callable[[], nn.Module]
+    set_adapter: Callable[..., None]
+    _move_adapter_to_device_of_base_layer: Callable[[str], None]
 
     def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdaKronConfig, hidden: int) -> None:
         super().__init__()
@@ -135,12 +141,17 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
         self.adakron_a2[adapter_name] = SmallNetwork(self.hidden, config.k, config.num_experts)
         self.adakron_up[adapter_name] = SmallNetwork(config.r, self.hidden)
         self.settings[adapter_name] = (KronOrder(config.kron_order), Activation(config.activation))
-        for name in self.adapter_layer_names:
-            getattr(self, name)[adapter_name].reset_parameters()
+        for network in self.networks(adapter_name):
+            network.reset_parameters()
         if config.init_weights:
-            nn.init.zeros_(self.adakron_up[adapter_name].weight)
+            nn.init.zeros_(self.networks(adapter_name)[2].weight)
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+
+    def networks(self, adapter_name: str) -> tuple[SmallNetwork, SmallNetwork, SmallNetwork]:
+        """The two small networks and the up-projection of an adapter."""
+        parts = (self.adakron_a1[adapter_name], self.adakron_a2[adapter_name], self.adakron_up[adapter_name])
+        return cast("tuple[SmallNetwork, SmallNetwork, SmallNetwork]", parts)
 
     def delete_adapter(self, adapter_name: str) -> None:
         """Remove an adapter."""
@@ -150,11 +161,12 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
     def delta(self, hidden: Tensor, adapter_name: str) -> Tensor:
         """What one adapter adds to ``hidden``, both ``[batch, tokens, hidden]``."""
         order, activation = self.settings[adapter_name]
-        down = hidden.to(self.adakron_a1[adapter_name].weight.dtype)
-        a1 = self.adakron_a1[adapter_name](down)  # [batch, tokens, r / k]
-        a2 = self.adakron_a2[adapter_name](down)  # [batch, tokens, k]
+        first, second, up = self.networks(adapter_name)
+        down = hidden.to(first.weight.dtype)
+        a1 = first(down)  # [batch, tokens, r / k]
+        a2 = second(down)  # [batch, tokens, k]
         product = adapter_delta(a1, a2, order=order, activation=activation)  # [batch, tokens, r]
-        delta: Tensor = self.adakron_up[adapter_name](product)
+        delta: Tensor = up(product)
         return delta.to(hidden.dtype)
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:

@@ -62,12 +62,13 @@ class TaskModel(nn.Module):
         self.model = model
         self.task = task
         self.pooling = pooling
-        self.signature = signature_of(model.config, task)
+        self.config: Any = model.config
+        self.signature = signature_of(self.config, task)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the signature's order."""
         named = dict(zip(self.signature.inputs, tensors, strict=True))
-        if self.task is Task.TEXT_GENERATION or self.model.config.model_type in _DECODERS:
+        if self.task is Task.TEXT_GENERATION or self.config.model_type in _DECODERS:
             outputs = self.model(**named, use_cache=False)
         else:
             outputs = self.model(**named)

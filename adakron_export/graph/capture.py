@@ -132,8 +132,10 @@ def _drop_prefix(model: ir.Model, prefix: str) -> None:
 
 def _keep_module_names(model: ir.Model, prefix: str) -> None:
     """Of the exporter's notes keep which module a node comes from; the rest names files of this machine."""
-    for item in (model, model.graph, *model.graph.initializers.values(), *model.graph.inputs):
-        item.metadata_props.clear()
+    model.metadata_props.clear()
+    model.graph.metadata_props.clear()
+    for value in (*model.graph.initializers.values(), *model.graph.inputs):
+        value.metadata_props.clear()
     for node in model.graph.all_nodes():
         scopes = node.metadata_props.get("pkg.torch.onnx.name_scopes", "")
         modules = [name for name in re.findall(r"'([^']*)'", scopes) if name.startswith(prefix)]

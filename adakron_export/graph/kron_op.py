@@ -99,7 +99,7 @@ def body_text(order: str, activation: str, *, opset: int) -> str:
 def kron_function(order: str, activation: str, *, opset: int) -> ir.Function:
     """The operator's function, to be carried by a model; arguments as for `body_text`."""
     proto = onnx.parser.parse_function(body_text(order, activation, opset=opset))
-    return ir.from_proto(proto)
+    return ir.serde.deserialize_function(proto)
 
 
 @functools.cache

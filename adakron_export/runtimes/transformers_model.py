@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
     _is_stateful = False
     _supports_cache_class = False
 
-    def __init__(self, runner: OrtRunner, config: PretrainedConfig) -> None:
+    def __init__(self, runner: OrtRunner, config: PretrainedConfig, folder: Path) -> None:
         super().__init__(model=runner, config=config)
+        self.folder = folder
         self.runner = runner
         self.task = Task(runner.manifest.task)
         self.generation_config = GenerationConfig.from_model_config(config)
@@ -67,7 +69,7 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
         config = AutoConfig.from_pretrained(str(folder))
         # transformers compares the class's name with those that it knows for a task, and logs an error otherwise.
         named = type(config.architectures[0], (cls,), {})
-        model: OnnxModel = named(OrtRunner(artifact, device=Device.named(device)), config)
+        model: OnnxModel = named(OrtRunner(artifact, device=Device.named(device)), config, artifact.folder)
         return model
 
     def forward(self, **inputs: Any) -> Any:
@@ -99,9 +101,17 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
             return (mask.cumsum(-1) - 1).clamp(min=0)
         return torch.zeros_like(ids)
 
-    def prepare_inputs_for_generation(self, input_ids: Tensor, **inputs: Any) -> dict[str, Any]:
+    def _save_pretrained(self, save_directory: str | Path) -> None:
+        shutil.copytree(self.folder, save_directory, dirs_exist_ok=True)
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, **_unused: Any
+    ) -> dict[str, Any]:
         """The whole text each time: the graph has no cache."""
-        return {"input_ids": input_ids, "attention_mask": inputs.get("attention_mask")}
+        return {"input_ids": input_ids, "attention_mask": attention_mask}
+
+    def get_experts_implementation(self) -> None:
+        """None: `generate` asks every model for it (transformers 5.2x)."""
 
     def can_generate(self) -> bool:
         """Whether this is a language model."""

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from peft import get_peft_model
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertForSequenceClassification
+from torch.nn import functional
+from transformers import AutoTokenizer, BertConfig, BertForPreTraining, BertForSequenceClassification
 
 from adakron_export import AdaKronConfig
 
@@ -69,7 +70,7 @@ def batches(rows: list[tuple[str, int]], size: int = 32) -> list[list[tuple[str,
     return [shuffled[start : start + size] for start in range(0, len(shuffled), size)]
 
 
-def pretrain(rows: list[tuple[str, int]], epochs: int = 60) -> None:
+def pretrain(rows: list[tuple[str, int]], epochs: int = 80) -> None:
     """Train the backbone to fill in masked words, and save it."""
     tokenizer = AutoTokenizer.from_pretrained(HERE)
     config = BertConfig(
@@ -81,7 +82,7 @@ def pretrain(rows: list[tuple[str, int]], epochs: int = 60) -> None:
         max_position_embeddings=64,
         pad_token_id=0,
     )
-    model = BertForMaskedLM(config).train()
+    model = BertForPreTraining(config).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     for _ in range(epochs):
         for batch in batches(rows):
@@ -89,11 +90,12 @@ def pretrain(rows: list[tuple[str, int]], epochs: int = 60) -> None:
             hidden = (torch.rand(inputs.input_ids.shape) < 0.2) & (inputs.input_ids >= len(SPECIAL))
             labels = inputs.input_ids.masked_fill(~hidden, -100)
             inputs["input_ids"] = inputs.input_ids.masked_fill(hidden, SPECIAL.index("[MASK]"))
-            model(**inputs, labels=labels).loss.backward()
+            scores = model(**inputs).prediction_logits
+            functional.cross_entropy(scores.flatten(0, 1), labels.flatten()).backward()
             optimizer.step()
             optimizer.zero_grad()
     shutil.rmtree(BACKBONE, ignore_errors=True)
-    model.save_pretrained(BACKBONE)
+    model.bert.save_pretrained(BACKBONE)  # with its pooler, which stays as it was drawn
 
 
 def tune(rows: list[tuple[str, int]], epochs: int = 30) -> float:
@@ -106,7 +108,7 @@ def tune(rows: list[tuple[str, int]], epochs: int = 30) -> float:
     )
     model = get_peft_model(backbone, AdaKronConfig(r=24, k=4, task_type="SEQ_CLS"))
     model.print_trainable_parameters()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=3e-3)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.1)
     for _ in range(epochs):
         model.train()
         for batch in batches(rows):

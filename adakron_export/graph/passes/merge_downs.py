@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -20,62 +22,64 @@ class MergeDownProjectionsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph; functions must have been inlined."""
-        groups: dict[int, list[ir.Node]] = {}
+        groups: dict[ir.Value | None, list[_Affine]] = {}
         for node in model.graph:
-            if node.op_type == "Add" and _product(node) is not None:
-                product = _product(node)
-                groups.setdefault(id(product.inputs[0]), []).append(node)  # type: ignore[union-attr]
-        merged = [_merge(model.graph, adds) for adds in groups.values() if len(adds) == 2 and _fits(adds)]
-        return ir.passes.PassResult(model, modified=bool(merged))
+            affine = _match(node) if node.op_type == "Add" else None
+            if affine is not None:
+                groups.setdefault(affine.product.inputs[0], []).append(affine)
+        pairs = [pair for pair in groups.values() if len(pair) == 2 and _fits(*pair)]
+        for pair in pairs:
+            _merge(model.graph, pair)
+        return ir.passes.PassResult(model, modified=bool(pairs))
 
 
-def _product(add: ir.Node) -> ir.Node | None:
-    """The MatMul with a constant weight whose result this Add gives a constant bias, if it is that."""
+@dataclass(frozen=True, slots=True)
+class _Affine:
+    """A product with a constant weight ``[in, out]``, and the addition of a constant bias ``[out]``."""
+
+    product: ir.Node
+    add: ir.Node
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+def _match(add: ir.Node) -> _Affine | None:
     value, bias = add.inputs
     product = value.producer() if value is not None else None
     if product is None or product.op_type != "MatMul" or bias is None or len(product.outputs[0].uses()) != 1:
         return None
     weight = product.inputs[1]
-    constant = weight is not None and weight.const_value is not None and bias.const_value is not None
-    return product if constant else None
+    if weight is None or weight.const_value is None or bias.const_value is None:
+        return None
+    return _Affine(product, add, weight.const_value.numpy(), bias.const_value.numpy())
 
 
-def _weights(add: ir.Node) -> tuple[np.ndarray, np.ndarray]:
-    product = add.inputs[0].producer()  # type: ignore[union-attr]
-    return product.inputs[1].const_value.numpy(), add.inputs[1].const_value.numpy()  # type: ignore[union-attr]
+def _fits(first: _Affine, second: _Affine) -> bool:
+    plain = first.weight.ndim == second.weight.ndim == 2 and first.bias.ndim == second.bias.ndim == 1
+    columns = first.weight.shape[-1] + second.weight.shape[-1]
+    return plain and len(first.weight) == len(second.weight) and columns <= MergeDownProjectionsPass.MAX_COLUMNS
 
 
-def _fits(adds: list[ir.Node]) -> bool:
-    (first, first_bias), (second, second_bias) = _weights(adds[0]), _weights(adds[1])
-    columns = first.shape[-1] + second.shape[-1]
-    plain = first.ndim == second.ndim == 2 and first_bias.ndim == second_bias.ndim == 1
-    return plain and first.shape[0] == second.shape[0] and columns <= MergeDownProjectionsPass.MAX_COLUMNS
-
-
-def _merge(graph: ir.Graph, adds: list[ir.Node]) -> None:
-    products = [add.inputs[0].producer() for add in adds]
-    source = products[0].inputs[0]  # type: ignore[union-attr]
-    weights, biases = zip(*(_weights(add) for add in adds), strict=True)
-    name = str(adds[0].outputs[0].name)
+def _merge(graph: ir.Graph, pair: list[_Affine]) -> None:
+    name = str(pair[0].add.outputs[0].name)
     constants = {
-        f"{name}_merged_weight": np.concatenate(weights, axis=1),
-        f"{name}_merged_bias": np.concatenate(biases),
-        f"{name}_merged_split": np.array([weight.shape[1] for weight in weights], dtype=np.int64),
+        f"{name}_merged_weight": np.concatenate([affine.weight for affine in pair], axis=1),
+        f"{name}_merged_bias": np.concatenate([affine.bias for affine in pair]),
+        f"{name}_merged_split": np.array([affine.weight.shape[1] for affine in pair], dtype=np.int64),
     }
     values = [_initializer(graph, key, array) for key, array in constants.items()]
-    matmul = ir.node("MatMul", [source, values[0]])
+    matmul = ir.node("MatMul", [pair[0].product.inputs[0], values[0]])
     add = ir.node("Add", [matmul.outputs[0], values[1]])
     split = ir.node("Split", [add.outputs[0], values[2]], {"axis": -1}, num_outputs=2)
-    graph.insert_before(min(adds, key=list(graph).index), [matmul, add, split])
-    for old, new in zip(adds, split.outputs, strict=True):
-        old.outputs[0].replace_all_uses_with(new)
-        graph.remove(old, safe=True)
-    for product in products:
-        graph.remove(product, safe=True)
+    graph.insert_before(pair[0].product, [matmul, add, split])
+    for affine, output in zip(pair, split.outputs, strict=True):
+        affine.add.outputs[0].replace_all_uses_with(output)
+        graph.remove([affine.add, affine.product], safe=True)
 
 
 def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    value = ir.Value(name=name, const_value=ir.tensor(array, name=name))
-    value.dtype, value.shape = value.const_value.dtype, ir.Shape(array.shape)  # type: ignore[union-attr]
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor)
+    value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
     graph.register_initializer(value)
     return value

@@ -1,0 +1,137 @@
+"""The command line: what it prints, where, and its exit codes."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from adakron_export import __version__
+from conftest import DEMO
+from tiny import save_checkpoint
+
+
+def test_version(cli):
+    assert cli("--version").output == f"adakron-export, version {__version__}\n"
+
+
+def test_help_of_every_command_fits_and_imports_nothing_heavy():
+    code = (
+        "import sys; from importlib.metadata import entry_points as e; "
+        "main = next(iter(e(group='console_scripts', name='adakron-export'))).load(); "
+        "main(['--help'], standalone_mode=False); "
+        "heavy = {'torch', 'transformers', 'peft', 'onnx', 'onnxruntime', 'optimum', 'numpy'} & set(sys.modules); "
+        "assert not heavy, heavy"
+    )
+    output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    commands = output.partition("Commands:")[2].split("\n")
+    assert [line.split()[0] for line in commands if line] == ["convert", "inspect", "onnx", "predict", "validate"]
+    assert not any(line.endswith("...") for line in commands)
+
+
+def test_onnx_prints_verdict_and_files_on_stdout_and_stages_on_stderr(cli, tmp_path):
+    result = cli("onnx", DEMO, "-o", tmp_path / "out")
+    assert "parity passed" in result.stdout
+    assert "model.onnx" in result.stdout
+    assert f"next: adakron-export inspect {tmp_path / 'out'}" in result.stdout
+    assert "fold the adapters" in result.stderr
+    assert max(map(len, result.stdout.partition("wrote")[0].splitlines())) <= 80
+
+
+def test_onnx_json(cli, tmp_path):
+    result = cli("onnx", DEMO, "-o", tmp_path / "out", "--json")
+    content = json.loads(result.stdout)
+    assert content["written"] is True
+    assert content["parity"]["passed"] is True
+
+
+def test_failed_parity_is_exit_code_1(cli, tmp_path):
+    result = cli("onnx", DEMO, "-o", tmp_path / "out", "--atol", "0", code=1)
+    assert "FAILED" in result.stdout
+    assert "was not written" in result.stdout
+    assert not (tmp_path / "out").exists()
+
+
+def test_no_validate(cli, tmp_path):
+    assert "not validated" in cli("onnx", DEMO, "-o", tmp_path / "out", "--no-validate").stdout
+    assert not (tmp_path / "out/parity.json").exists()
+    assert "validation  left out" in cli("inspect", tmp_path / "out").stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["onnx", "nowhere", "-o", "out"], "error: nowhere: no such folder, and it could not be read from the hub"),
+        (["onnx", "/nowhere/at/all", "-o", "out"], "error: /nowhere/at/all: no such file or folder"),
+        (["onnx", DEMO, "-o", "out", "--dtype", "int8"], "error: dtype 'int8' is unknown"),
+        (["onnx", DEMO, "-o", "out", "--opset", "9"], "error: opset 9 is not supported"),
+        (["inspect", "nowhere"], "error: nowhere"),
+        (["validate", "nowhere", "--against", DEMO], "error: nowhere: no such folder"),
+        (["validate", DEMO, "--against", DEMO], "not an artifact (adakron_export.json is missing)"),
+        (["convert", DEMO, "--backbone", DEMO / "backbone", "-o", "out"], "is a PEFT checkpoint already"),
+        (["predict", "nowhere", "--text", "x"], "error: nowhere: no such folder"),
+        (["onnx", DEMO], "Missing option '-o'"),
+    ],
+)
+def test_bad_input_is_one_message_and_exit_code_2(cli, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = cli(*arguments, code=2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(cli):
+    assert "Traceback" in cli("--debug", "inspect", "/nowhere/at/all", code=2).stderr
+
+
+def test_convert_then_onnx(cli, glue_case, tmp_path):
+    result = cli("convert", glue_case.file, "--backbone", glue_case.backbone, "-o", tmp_path / "peft")
+    assert f"next: adakron-export onnx {tmp_path / 'peft'}" in result.stdout
+    cli("onnx", tmp_path / "peft", "-o", tmp_path / "out")
+    cli("validate", tmp_path / "out", "--against", tmp_path / "peft")
+
+
+def test_convert_replaces_checkpoints_only(cli, glue_case, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/notes").write_text("mine")
+    result = cli("convert", glue_case.file, "--backbone", glue_case.backbone, "-o", tmp_path / "mine", code=2)
+    assert "would be replaced" in result.stderr
+
+
+def test_inspect_checkpoint_reference_file_and_artifact(cli, glue_case, demo_artifact):
+    text = cli("inspect", DEMO).stdout
+    assert "trained     10,401 of 425,412 parameters (2.445%): 10,110 in adapters" in text
+    assert "bert.encoder.layer.2.output.dense" in text
+    assert "a1.weight 6x96  a2.weight 4x96  up.weight 96x24" in text
+
+    content = json.loads(cli("inspect", glue_case.file, "--backbone", glue_case.backbone, "--json").stdout)
+    assert content["kind"] == "reference"
+    assert content["settings"] == {"r": 48, "k": 4, "kron_order": "a2_a1", "activation": "gelu", "num_experts": 1}
+
+    assert "3 adakron::KronAdapter" in cli("inspect", demo_artifact).stdout
+    content = json.loads(cli("inspect", demo_artifact, "--json").stdout)
+    assert content["ops"]["adakron::KronAdapter"] == 3
+    assert content["opsets"] == {"": 20, "adakron": 1}
+    assert content["adapters"][0]["shapes"]["U"] == [24, 96]
+    assert content["parity"]["passed"] is True
+
+
+def test_predict_prints_labels(cli, demo_artifact, tmp_path):
+    result = cli("predict", demo_artifact, "--text", "Where can I find the manual?")
+    assert result.stdout.splitlines()[1].split()[0] == "question"
+    (tmp_path / "texts.txt").write_text("I really love the camera\nThe printer is broken again\n")
+    cli("predict", demo_artifact, "--input", tmp_path / "texts.txt", "-o", tmp_path / "found.jsonl")
+    rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [row["result"]["label"] for row in rows] == ["praise", "problem"]
+
+
+def test_predict_truncates_long_texts_and_asks_for_some(cli, demo_artifact):
+    cli("predict", demo_artifact, "--text", "the camera " * 500)
+    assert "there is no text to run on" in cli("predict", demo_artifact, code=2).stderr
+
+
+def test_predict_needs_a_tokenizer(cli, tmp_path):
+    cli("onnx", save_checkpoint(tmp_path, "bert"), "-o", tmp_path / "out")
+    assert "has no tokenizer" in cli("predict", tmp_path / "out", "--text", "x", code=2).stderr

@@ -1,0 +1,110 @@
+"""The package itself: its names, its files, its documents."""
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+import adakron_export
+from adakron_export import errors
+from conftest import ROOT
+
+SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
+
+
+def test_public_names_are_exactly_these_and_load():
+    assert len(adakron_export.__all__) == len(set(adakron_export.__all__))
+    assert {*adakron_export._HOMES, "__version__"} == set(adakron_export.__all__)
+    for name in adakron_export.__all__:
+        assert getattr(adakron_export, name) is not None
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = adakron_export.nothing
+
+
+def test_every_package_on_disk_is_in_the_wheel():
+    listed = set(SETTINGS["tool"]["setuptools"]["packages"])
+    found = {
+        ".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "adakron_export").rglob("__init__.py")
+    } | {"adakron_export.cli", "adakron_export.models"}
+    assert listed == found
+
+
+def test_demo_files_are_in_the_wheel():
+    patterns = SETTINGS["tool"]["setuptools"]["package-data"]["adakron_export.models"]
+    models = ROOT / "models"
+    shipped = {path for pattern in patterns for path in models.glob(pattern) if path.is_file()}
+    there = {path for path in (models / "demo").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    assert shipped == there
+
+
+def test_every_error_is_ours_and_documented():
+    classes = [value for value in vars(errors).values() if getattr(value, "__module__", "") == errors.__name__]
+    classes = [value for value in classes if isinstance(value, type)]
+    assert len(classes) == 8
+    assert all(issubclass(cls, errors.AdaKronError) for cls in classes)
+    assert all(cls.__name__ in (errors.__doc__ or "") for cls in classes)
+
+
+def test_changelog_knows_the_version():
+    assert f"## [{adakron_export.__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_constraints_pin_every_dependency():
+    pinned = {
+        line.partition("==")[0].lower().replace("_", "-") for line in (ROOT / "constraints.txt").read_text().split()
+    }
+    project = SETTINGS["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *extras["cpu"], *extras["train"], *extras["tensorrt-rtx"], *extras["dev"]]
+    names = {re.match(r"[\w-]+", requirement).group().lower() for requirement in wanted}
+    assert names <= pinned
+
+
+@pytest.mark.parametrize(
+    "document", sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+)
+def test_links_between_documents_lead_somewhere(document):
+    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
+        assert (ROOT / document).parent.joinpath(target).exists(), target
+
+
+def test_documented_commands_and_options_exist(cli):
+    """Every option that a document shows with a command is one of that command."""
+    text = "\n".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    lines = re.findall(r"^adakron-export (\w+)(.*)$", text, re.MULTILINE)
+    assert len(lines) >= 4
+    for command, rest in lines:
+        known = cli(command, "--help").stdout
+        for option in re.findall(r"(?<=\s)(--?[a-z][\w-]*)", rest):
+            assert option in known, f"{command} {option}"
+
+
+def test_artifacts_run_without_torch(demo_artifact):
+    """An edge box has onnxruntime and numpy."""
+    code = f"""
+import sys
+for name in ("torch", "transformers", "peft", "onnx", "onnx_ir", "optimum"):
+    sys.modules[name] = None
+import numpy as np
+from adakron_export import open_runner
+runner = open_runner({str(demo_artifact)!r})
+ids = np.array([[2, 9, 3]])
+print(runner.run({{"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0}})["logits"].shape)
+"""
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == "(1, 3)\n"
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import adakron_export, sys; assert not {'torch', 'peft', 'onnx', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_repository_speaks_of_the_product_alone():
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=False).stdout.split()
+    texts = [Path(ROOT, name) for name in tracked if Path(name).suffix in {".py", ".md", ".toml", ".yaml", ".json"}]
+    home = str(Path.home())
+    assert [str(path) for path in texts if home + "/" in path.read_text(errors="ignore")] == []
