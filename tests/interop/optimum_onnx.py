@@ -1,0 +1,57 @@
+"""Opens artifacts in optimum-onnx, in a virtual environment of its own with transformers 4.57.
+
+optimum-onnx 0.1 does not support transformers 5, so it cannot be installed beside this package.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import venv
+from pathlib import Path
+
+import numpy as np
+
+from adakron_export import export_onnx, open_runner
+
+ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "models" / "demo"
+TEXTS = ["The printer stopped working.", "Where can I find the manual? I need it today."]
+PACKAGES = ["torch==2.13.0", "transformers==4.57.6", "optimum-onnx[onnxruntime]==0.1.0"]
+READ = """
+import json, sys
+from transformers import AutoTokenizer
+from optimum.onnxruntime import ORTModelForSequenceClassification
+folder, texts = sys.argv[1], json.loads(sys.argv[2])
+model = ORTModelForSequenceClassification.from_pretrained(folder)
+inputs = AutoTokenizer.from_pretrained(folder)(texts, padding=True, return_tensors="pt")
+print(json.dumps({"logits": model(**inputs).logits.tolist(), "labels": model.config.id2label,
+                  "ids": inputs["input_ids"].tolist()}))
+"""
+
+
+def main() -> None:
+    from transformers import AutoTokenizer
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        if not export_onnx(DEMO, folder / "artifact").written:
+            sys.exit("the demo failed its validation")
+        venv.create(folder / "venv", with_pip=True)
+        python = folder / "venv/bin/python"
+        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+        command = [python, "-c", READ, folder / "artifact", json.dumps(TEXTS)]
+        output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
+        found = json.loads(output.splitlines()[-1])
+        inputs = AutoTokenizer.from_pretrained(folder / "artifact")(TEXTS, padding=True, return_tensors="np")
+        expected = open_runner(folder / "artifact").run(dict(inputs))["logits"]
+        difference = float(np.abs(np.array(found["logits"]) - expected).max())
+        if found["ids"] != inputs["input_ids"].tolist() or found["labels"]["0"] != "praise" or not difference < 1e-5:
+            sys.exit(f"optimum-onnx answers differently: {difference}, {found}")
+        print(f"optimum-onnx agrees: largest difference {difference:.1e}")  # noqa: T201
+
+
+if __name__ == "__main__":
+    main()
