@@ -1,12 +1,13 @@
 # `make demo` and `make test` are all a fresh machine with Python 3.11 needs.
-VENV   := .venv
-PYTHON ?= python3.11
-BIN    := $(VENV)/bin
-STAMP  := $(VENV)/.installed
-DEMO   := out/demo
+VENV    := .venv
+RUNTIME := cpu
+PYTHON  ?= python3.11
+BIN     := $(VENV)/bin
+STAMP   := $(VENV)/.installed
+DEMO    := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow gpu lint types docs interop wheel clean
+.PHONY: help venv demo test slow gpu gpu-tests lint types interop wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -17,7 +18,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[cpu,train,tensorrt-rtx,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(RUNTIME),train,tensorrt-rtx,dev]"
 	@touch $@
 
 demo: venv ## Export, validate and run the embedded demo model
@@ -30,7 +31,10 @@ test: venv ## Run the tests
 slow: venv ## Run the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
 
-gpu: venv ## Run what needs an NVIDIA GPU
+gpu: ## Run what needs an NVIDIA GPU, in .venv-gpu with onnxruntime-gpu
+	$(MAKE) --no-print-directory VENV=.venv-gpu RUNTIME=gpu gpu-tests
+
+gpu-tests: venv
 	$(BIN)/python -m pytest -m gpu
 
 lint: venv ## Check style and import rules
@@ -48,4 +52,4 @@ wheel: venv ## Build the wheel and use it outside the checkout
 	$(BIN)/python tests/interop/wheel.py
 
 clean: ## Remove what was made
-	rm -rf $(VENV) out build dist *.egg-info
+	rm -rf .venv .venv-gpu out build dist *.egg-info

@@ -14,14 +14,15 @@ from adakron_export._version import __version__
 
 if TYPE_CHECKING:
     from adakron_export.adapter.config import AdaKronConfig
-    from adakron_export.adapter.conversion import convert
     from adakron_export.adapter.folding import fold
     from adakron_export.adapter.loading import load_model
     from adakron_export.adapter.tuner import AdaKronModel
     from adakron_export.artifact import Artifact, open_artifact
+    from adakron_export.conversion import convert
     from adakron_export.errors import AdaKronError
     from adakron_export.export import ExportResult, export_onnx
     from adakron_export.inspection import inspect
+    from adakron_export.prediction import predict
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.opening import open_runner
     from adakron_export.runtimes.transformers_model import OnnxModel
@@ -37,13 +38,14 @@ _HOMES = {
     "OnnxModel": "runtimes.transformers_model",
     "ParityReport": "validation.parity",
     "Runner": "runtimes.base",
-    "convert": "adapter.conversion",
+    "convert": "conversion",
     "export_onnx": "export",
     "fold": "adapter.folding",
     "inspect": "inspection",
     "load_model": "adapter.loading",
     "open_artifact": "artifact",
     "open_runner": "runtimes.opening",
+    "predict": "prediction",
     "validate": "verify",
 }
 
@@ -64,6 +66,7 @@ __all__ = [
     "load_model",
     "open_artifact",
     "open_runner",
+    "predict",
     "validate",
 ]
 

@@ -13,8 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifact import (
     CARD,
-    MODEL,
-    MODEL_DATA,
     PARITY,
     Artifact,
     Manifest,
@@ -28,6 +26,7 @@ from adakron_export.card import model_card
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import require
 from adakron_export.graph.targets import Target, lower, target_named
+from adakron_export.onnx_file import write_model
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.validation.parity import TOLERANCES, ParityReport
 from adakron_export.verify import find_overflow, prove, tolerance_for
@@ -41,8 +40,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 DTYPES = tuple(TOLERANCES)
-EXTERNAL_DATA_FROM_BYTES = 2**30  # protobuf holds 2 GiB; from 1 GiB on, building one message costs too much memory
-VALIDATED_LENGTH = 2048  # decoders name 100,000 positions and more, which no CPU can run in a minute
 _COPIED = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -120,11 +117,10 @@ def export_onnx(
     _check_output(folder)
     if validate:
         require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
-
+    progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
     from adakron_export.adapter.loading import load_model
 
-    progress("load the checkpoint and its backbone")
     found = find_checkpoint(checkpoint, backbone)
     model = load_model(found, task=task)
     eager = _task_model(found, model, model.get_base_model())
@@ -134,7 +130,7 @@ def export_onnx(
     graph = _captured(folded, opset, lowered_for)
     with staged_folder(folder) as staged:
         progress("write the model")
-        _save_graph(graph, staged)
+        write_model(graph, staged)
         _save_config(found, model, staged)
         manifest = _manifest(found, model, folded, graph, dtype=dtype, target=lowered_for, opset=opset)
         artifact = Artifact(staged, manifest)
@@ -203,16 +199,6 @@ def _captured(folded: TaskModel, opset: int, target: Target) -> ir.Model:
     floating = next(folded.parameters()).dtype
     sample = {name: t.to(floating) if t.is_floating_point() else t for name, t in sample.items()}
     return lower(capture(folded, sample, opset=opset), target)
-
-
-def _save_graph(graph: ir.Model, folder: Path) -> None:
-    import onnx_ir as ir
-
-    size = sum(
-        value.const_value.nbytes for value in graph.graph.initializers.values() if value.const_value is not None
-    )
-    external = MODEL_DATA if size >= EXTERNAL_DATA_FROM_BYTES else None
-    ir.save(graph, folder / MODEL, external_data=external)
 
 
 def _save_config(found: Checkpoint, model: PeftModel, folder: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +91,15 @@ class ArtifactInfo:
         return {"kind": "artifact", **asdict(self)}
 
 
-def inspect(path: str | Path, *, backbone: str | Path | None = None) -> CheckpointInfo | ArtifactInfo:
+def inspect(
+    path: str | Path, *, backbone: str | Path | None = None, progress: Callable[[str], None] = lambda _: None
+) -> CheckpointInfo | ArtifactInfo:
     """Look into a checkpoint, a reference file or an artifact.
 
     Args:
         path: As for `export_onnx`, or an exported folder.
         backbone: A checkpoint's backbone, where it names none.
+        progress: Told of each stage as it begins.
 
     Raises:
         CheckpointError: It cannot be read.
@@ -104,6 +107,7 @@ def inspect(path: str | Path, *, backbone: str | Path | None = None) -> Checkpoi
     """
     if is_artifact(Path(path)):
         return _inspect_artifact(open_artifact(path))
+    progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
 
     return _inspect_checkpoint(find_checkpoint(path, backbone))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,20 @@ from adakron_export.errors import ArtifactError, RunnerError
 from adakron_export.tasks import Task
 
 
-def predict(artifact: str | Path, texts: Sequence[str], *, device: str = "cpu") -> list[Any]:
+def predict(
+    artifact: str | Path,
+    texts: Sequence[str],
+    *,
+    device: str = "cpu",
+    progress: Callable[[str], None] = lambda _: None,
+) -> list[Any]:
     """What `transformers.pipeline` answers for each text.
 
     Args:
         artifact: The exported folder.
         texts: At least one.
         device: ``cpu`` or ``cuda``.
+        progress: Told of each stage as it begins.
 
     Raises:
         ArtifactError: It is damaged, or has no tokenizer.
@@ -34,6 +41,7 @@ def predict(artifact: str | Path, texts: Sequence[str], *, device: str = "cpu") 
         raise ArtifactError(
             f"{opened.folder} has no tokenizer; put the backbone's tokenizer files beside it and export again"
         )
+    progress("open the artifact")
     from transformers import AutoTokenizer, pipeline
 
     from adakron_export.runtimes.transformers_model import OnnxModel
@@ -43,6 +51,7 @@ def predict(artifact: str | Path, texts: Sequence[str], *, device: str = "cpu") 
     run = pipeline(opened.manifest.task, model=model, tokenizer=tokenizer)
     longest = opened.manifest.max_length
     options = {"truncation": True, "max_length": longest} if _truncates(opened.manifest.task, longest) else {}
+    progress(f"run {len(texts)} texts")
     return list(run(list(texts), **options))
 
 

@@ -8,8 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adakron_export.artifact import MODEL, MODEL_DATA, Artifact, open_artifact, sha256_of
+from adakron_export.artifact import Artifact, open_artifact, sha256_of
 from adakron_export.errors import ArtifactError, ExportError
+from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.ort import Device, OrtRunner
 from adakron_export.validation.batches import InputSpace, make_batches
 from adakron_export.validation.parity import TOLERANCES, ParityReport, Tolerance, compare
@@ -47,12 +48,12 @@ def validate(
         CheckpointError: The checkpoint cannot be read, or has other inputs or outputs.
         RunnerError: The device is not available.
     """
-    from adakron_export.adapter.checkpoint import find_checkpoint
-    from adakron_export.adapter.loading import load_task_model
-
     opened = open_artifact(artifact)
     manifest = opened.manifest
     progress("load the checkpoint and its backbone")
+    from adakron_export.adapter.checkpoint import find_checkpoint
+    from adakron_export.adapter.loading import load_task_model
+
     found = find_checkpoint(against, backbone)
     eager = load_task_model(found, task=manifest.task)
     tolerance = tolerance_for(manifest.dtype, atol)
@@ -117,8 +118,7 @@ def _emulated_runner(artifact: Artifact) -> OrtRunner:
     from adakron_export.graph.emulation import emulate
 
     with tempfile.TemporaryDirectory() as folder:
-        large = (artifact.folder / MODEL_DATA).exists()
-        ir.save(emulate(ir.load(artifact.model)), Path(folder) / MODEL, external_data=MODEL_DATA if large else None)
+        write_model(emulate(ir.load(artifact.model)), Path(folder))
         runner = OrtRunner(Artifact(Path(folder), replace(artifact.manifest, dtype="fp32")))
     runner.name = f"onnxruntime CPUExecutionProvider, emulated {artifact.manifest.dtype}"
     return runner

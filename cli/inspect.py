@@ -18,7 +18,7 @@ def inspect(path: str, backbone: str | None, as_json: bool) -> None:
     from adakron_export.inspection import CheckpointInfo
     from adakron_export.inspection import inspect as look_into
 
-    info = look_into(path, backbone=backbone)
+    info = look_into(path, backbone=backbone, progress=options.stage_printer())
     if as_json:
         options.print_json(info.to_json())
     elif isinstance(info, CheckpointInfo):

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from adakron_export.errors import AdaKronError
+
 from . import options
 
 
@@ -22,10 +24,10 @@ def predict(
     artifact: str, text: tuple[str, ...], input_file: str | None, output: str | None, device: str, as_json: bool
 ) -> None:
     """Run ARTIFACT on texts."""
-    from adakron_export.prediction import predict as run
+    from adakron_export import predict as run
 
-    texts = [*text, *(Path(input_file).read_text(encoding="utf-8").splitlines() if input_file else [])]
-    results = run(artifact, texts, device=device)
+    texts = [*text, *(_lines(Path(input_file)) if input_file else [])]
+    results = run(artifact, texts, device=device, progress=options.stage_printer())
     rows = [{"text": line, "result": result} for line, result in zip(texts, results, strict=True)]
     if output:
         lines = "".join(json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in rows)
@@ -36,6 +38,13 @@ def predict(
     else:
         for row in rows:
             click.echo(f"{row['text']}\n    {_line(row['result'])}")
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise AdaKronError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
 
 
 def _line(result: Any) -> str:

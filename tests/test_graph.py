@@ -18,6 +18,7 @@ from adakron_export.graph.capture import capture, kron_nodes
 from adakron_export.graph.emulation import emulate
 from adakron_export.graph.sample import sample_batch
 from adakron_export.graph.targets import TARGETS, lower, target_named
+from adakron_export.onnx_file import write_model
 from tiny import NATURAL_TASK, adapted, backbone_of, inputs_of
 
 
@@ -120,6 +121,19 @@ def test_fold_shares_the_backbones_memory_until_it_is_cast():
     assert all(shared)
     folded.half()
     assert {tensor.dtype for tensor in model.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_written_file_is_what_protobuf_would_write(tmp_path, dtype):
+    graph = captured(folded_model(dtype=dtype)[1])
+    write_model(graph, tmp_path)
+    onnx.checker.check_model(str(tmp_path / "model.onnx"), full_check=True)
+    found, expected = onnx.load(tmp_path / "model.onnx"), ir.serde.serialize_model(graph)
+    weights = {tensor.name for tensor in expected.graph.initializer}
+    infos = [info for info in expected.graph.value_info if info.name not in weights]  # they say their types themselves
+    del expected.graph.value_info[:]
+    expected.graph.value_info.extend(infos)
+    assert found == expected
 
 
 def test_fold_needs_one_active_adapter():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import sys
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -36,6 +38,11 @@ class Device(StrEnum):
     def provider(self) -> str:
         """ONNX Runtime's name of it."""
         return {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[self.value]
+
+    @property
+    def settings(self) -> dict[str, str]:
+        """The provider's options: fp32 is fp32, where CUDA would by default round products to TF32's 10 bits."""
+        return {"use_tf32": "0"} if self is Device.CUDA else {}
 
 
 class OrtRunner:
@@ -78,13 +85,19 @@ def _open_session(model: Path, manifest: Manifest, device: Device, threads: int 
             f"this onnxruntime has no {device.provider} (it has {', '.join(ort.get_available_providers())}); "
             "for CUDA install adakron-export[gpu] instead of adakron-export[cpu]"
         )
+    if device is Device.CUDA:
+        with contextlib.redirect_stdout(sys.stderr):  # it prints, and our stdout is the result
+            ort.preload_dlls()  # CUDA and cuDNN of NVIDIA's pip packages, which torch brings along
     options = ort.SessionOptions()
     options.log_severity_level = 3  # errors; warnings of its optimisers are no news to our users
     if threads is not None:
         options.intra_op_num_threads = threads
     try:
         session = ort.InferenceSession(
-            model, options, providers=[device.provider], disabled_optimizers=list(manifest.disabled_optimizers)
+            model,
+            options,
+            providers=[(device.provider, device.settings)],
+            disabled_optimizers=list(manifest.disabled_optimizers),
         )
     except Exception as error:  # its exceptions share no base class
         raise RunnerError(f"ONNX Runtime {ort.__version__} refuses {model}: {str(error)[:400]}") from error

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from adakron_export.adapter.checkpoint import ADAPTER_CONFIG, find_checkpoint
-from adakron_export.adapter.loading import load_model
 from adakron_export.errors import CheckpointError
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 
@@ -38,13 +36,16 @@ def convert(
         BackboneError: The backbone cannot be loaded.
     """
     folder = Path(output)
-    problem = check_replaceable(folder, is_ours=lambda path: (path / ADAPTER_CONFIG).is_file())
+    problem = check_replaceable(folder, is_ours=lambda path: (path / "adapter_config.json").is_file())
     if problem:
         raise CheckpointError(f"{problem}, and would be replaced; choose another output folder")
+    progress("load the checkpoint and its backbone")
+    from adakron_export.adapter.checkpoint import find_checkpoint
+    from adakron_export.adapter.loading import load_model
+
     found = find_checkpoint(checkpoint, backbone)
     if not found.is_reference:
         raise CheckpointError(f"{checkpoint} is a PEFT checkpoint already; there is nothing to convert")
-    progress("read the checkpoint and its backbone")
     model = load_model(found, task=task)
     progress("write the PEFT folder")
     with staged_folder(folder) as staged:

@@ -1,0 +1,80 @@
+"""Writes a graph to disk without holding its weights a second time.
+
+Protobuf's own serialiser builds the whole message in memory, and copies each tensor on the way: three times the size
+of the weights, and most of the time that writing takes. A message is its fields in any order, so here the small rest
+of the graph is serialised first, and the weights are written behind it, one at a time.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import BinaryIO
+
+import onnx
+import onnx_ir as ir
+
+from adakron_export.artifact import MODEL, MODEL_DATA
+
+EXTERNAL_DATA_FROM_BYTES = 2**30  # protobuf holds 2 GiB; readers copy what they parse, so large files spare them that
+# Field numbers of onnx.proto.
+_MODEL_GRAPH = 7
+_GRAPH_INITIALIZER = 5
+_TENSOR_RAW_DATA = 9
+
+
+def write_model(model: ir.Model, folder: Path) -> None:
+    """Write ``model.onnx``, from 1 GiB of weights on with ``model.onnx_data`` beside it.
+
+    Args:
+        model: The graph; its main graph holds all weights.
+        folder: Where to.
+    """
+    size = sum(tensor.nbytes for tensor in _weights(model).values())
+    if size >= EXTERNAL_DATA_FROM_BYTES:
+        ir.save(model, folder / MODEL, external_data=MODEL_DATA)
+        return
+    with (folder / MODEL).open("wb") as stream:
+        _stream(model, stream)
+
+
+def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
+    initializers = model.graph.initializers.items()
+    return {name: value.const_value for name, value in initializers if value.const_value is not None}
+
+
+def _stream(model: ir.Model, stream: BinaryIO) -> None:
+    weights = _weights(model)
+    rest = model.clone()
+    rest.graph.initializers.clear()
+    proto = ir.serde.serialize_model(rest)
+    graph = proto.graph.SerializeToString()
+    proto.ClearField("graph")
+    heads = [_head(name, tensor) for name, tensor in weights.items()]
+    bodies = [len(head) + tensor.nbytes for head, tensor in zip(heads, weights.values(), strict=True)]
+    prefixes = [_length_prefix(_GRAPH_INITIALIZER, body) for body in bodies]
+    stream.write(proto.SerializeToString())
+    stream.write(_length_prefix(_MODEL_GRAPH, len(graph) + sum(map(len, prefixes)) + sum(bodies)))
+    stream.write(graph)
+    for prefix, head, tensor in zip(prefixes, heads, weights.values(), strict=True):
+        stream.write(prefix + head)
+        stream.write(tensor.tobytes())
+
+
+def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
+    """A `TensorProto` up to its raw data."""
+    proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
+    return bytes(proto.SerializeToString()) + _length_prefix(_TENSOR_RAW_DATA, tensor.nbytes)
+
+
+def _length_prefix(field: int, length: int) -> bytes:
+    """The key and the length of a length-delimited field (wire type 2)."""
+    return _varint(field << 3 | 2) + _varint(length)
+
+
+def _varint(number: int) -> bytes:
+    encoded = bytearray()
+    while number > 0x7F:
+        encoded.append(number & 0x7F | 0x80)
+        number >>= 7
+    encoded.append(number)
+    return bytes(encoded)
