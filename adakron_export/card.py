@@ -21,8 +21,8 @@ def model_card(artifact: Artifact, name: str) -> str:
         if parity
         else "not validated"
     )
-    inputs = ", ".join(f"`{info.name}` {list(info.shape)}" for info in manifest.inputs)
-    outputs = ", ".join(f"`{info.name}` {list(info.shape)}" for info in manifest.outputs)
+    inputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.inputs)
+    outputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.outputs)
     experts = f", {adapter['num_experts']} experts merged" if adapter["num_experts"] > 1 else ""
     return f"""---
 library_name: adakron-export

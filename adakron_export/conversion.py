@@ -49,7 +49,7 @@ def convert(
     model = load_model(found, task=task)
     progress("write the PEFT folder")
     with staged_folder(folder) as staged:
-        model.save_pretrained(str(staged))
+        model.save_pretrained(str(staged), save_embedding_layers=False)
         model.get_base_model().config.save_pretrained(str(staged))
         put_in_place(staged, folder)
     return folder

@@ -162,7 +162,7 @@ def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:
     from adakron_export.adapter.task_model import TaskModel
 
     _check_padding(model)
-    return TaskModel(module, task_of(model), pooling=read_pooling(found.backbone)).eval()
+    return TaskModel(module, task_of(model), pooling=read_pooling(found.backbone_folder)).eval()
 
 
 def _check_padding(model: PeftModel) -> None:
@@ -203,12 +203,10 @@ def _captured(folded: TaskModel, opset: int, target: Target) -> ir.Model:
 
 def _save_config(found: Checkpoint, model: PeftModel, folder: Path) -> None:
     """The configuration, and the tokenizer's files as they are: other versions of transformers read them too."""
-    from adakron_export.adapter.checkpoint import backbone_folder
-
     config = model.get_base_model().config
     config.architectures = [type(model.get_base_model()).__name__]
     config.to_json_file(folder / "config.json")
-    sources = [source for source in (found.folder, backbone_folder(found)) if source is not None]
+    sources = (found.folder, found.backbone_folder)
     chosen = next((source for source in sources if (source / "tokenizer_config.json").is_file()), None)
     for source in [chosen] if chosen else sources:
         for name in _COPIED:

@@ -51,7 +51,7 @@ def predict(
     run = pipeline(opened.manifest.task, model=model, tokenizer=tokenizer)
     longest = opened.manifest.max_length
     options = {"truncation": True, "max_length": longest} if _truncates(opened.manifest.task, longest) else {}
-    progress(f"run {len(texts)} texts")
+    progress(f"run the model on {len(texts)} text(s)")
     return list(run(list(texts), **options))
 
 

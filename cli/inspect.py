@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from typing import Any
 
 import click
@@ -28,8 +29,10 @@ def inspect(path: str, backbone: str | None, as_json: bool) -> None:
 
 
 def _print_rows(rows: list[tuple[str, object]]) -> None:
+    width = max(80, shutil.get_terminal_size().columns)
     for name, value in rows:
-        click.echo(f"{name:<12}{value}" if len(name) < 12 else f"{name}: {value}")
+        head = f"{name:<12}" if len(name) < 12 else f"{name}: "
+        click.echo(click.wrap_text(f"{value}", width, initial_indent=head, subsequent_indent=" " * 12))
 
 
 def _print_adapters(adapters: Any) -> None:
@@ -70,8 +73,8 @@ def _print_artifact(info: Any) -> None:
             ("made of", f"{manifest['backbone']} with {manifest['adapter_source']['name']}"),
             ("task", manifest["task"]),
             ("graph", f"target {manifest['target']}, {manifest['dtype']}, opsets {opsets}"),
-            ("inputs", ", ".join(f"{row['name']} {list(row['shape'])}" for row in manifest["inputs"])),
-            ("outputs", ", ".join(f"{row['name']} {list(row['shape'])}" for row in manifest["outputs"])),
+            ("inputs", ", ".join(options.tensor(row["name"], row["shape"]) for row in manifest["inputs"])),
+            ("outputs", ", ".join(options.tensor(row["name"], row["shape"]) for row in manifest["outputs"])),
             ("parameters", f"{info.parameters:,}"),
             ("operators", f"{sum(info.ops.values())}: {ops}"),
             ("files", ", ".join(f"{name} {options.size(number)}" for name, number in info.file_bytes.items())),

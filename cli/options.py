@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
@@ -29,6 +29,11 @@ def stage_printer() -> Callable[[str], None]:
 def print_json(content: Any) -> None:
     """Print a result for machines."""
     click.echo(json.dumps(content, indent=2, default=str))
+
+
+def tensor(name: str, shape: Sequence[int | str]) -> str:
+    """An input or output as people read it, such as ``logits [batch_size, 3]``."""
+    return f"{name} [{', '.join(map(str, shape))}]"
 
 
 def size(number: float) -> str:

@@ -285,8 +285,8 @@ def test_bf16_artifact_on_the_cpu_says_why_not(tmp_path):
         ({"task": "translate"}, ExportError, "task 'translate' cannot be exported"),
         ({"atol": -1.0}, ExportError, "atol is -1.0"),
         ({"atol": float("nan")}, ExportError, "atol is nan"),
-        ({"backbone": "/nowhere/at/all"}, BackboneError, "cannot be loaded"),
-        ({"backbone": "nobody/nothing"}, BackboneError, "cannot be loaded"),
+        ({"backbone": "/nowhere/at/all"}, BackboneError, "/nowhere/at/all: no such file or folder"),
+        ({"backbone": "nobody/nothing"}, BackboneError, "nobody/nothing: .* hub cannot be reached"),
     ],
 )
 def test_bad_options_are_refused_before_work_is_done(tmp_path, settings, error, message):
@@ -339,6 +339,38 @@ def test_checkpoint_that_does_not_fit_lists_what_is_wrong(tmp_path):
     shallow.save_pretrained(tmp_path / "shallow")
     with pytest.raises(CheckpointError, match=r"6 unexpected: base_model.model.bert.encoder.layer.1"):
         export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "shallow")
+
+
+def test_checkpoint_and_backbone_from_the_hub(tmp_path, monkeypatch):
+    """As they lie in its cache, which is what a machine without network has."""
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    settings = json.loads((checkpoint / "adapter_config.json").read_text())
+    settings |= {"base_model_name_or_path": "somebody/backbone", "revision": "v1"}
+    (checkpoint / "adapter_config.json").write_text(json.dumps(settings))
+    for name, folder, revision in (("adapter", checkpoint, "main"), ("backbone", tmp_path / "backbone", "v1")):
+        repository = cache / f"models--somebody--{name}"
+        (repository / "refs").mkdir(parents=True)
+        (repository / "refs" / revision).write_text("abc")
+        shutil.copytree(folder, repository / "snapshots/abc")
+    result = export_onnx("somebody/adapter", tmp_path / "out")
+    assert result.written
+    assert result.artifact.manifest.backbone == "somebody/backbone"
+    assert {source.name for source in result.artifact.manifest.backbone_source} == {"config.json", "model.safetensors"}
+    with pytest.raises(BackboneError, match="somebody/other: .* hub cannot be reached"):
+        export_onnx("somebody/adapter", tmp_path / "out", backbone="somebody/other")
+
+
+def test_remote_code_is_not_run_and_not_asked_for(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "bert")
+    config = json.loads((tmp_path / "backbone/config.json").read_text())
+    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Theirs"}}
+    for folder in (checkpoint, tmp_path / "backbone"):
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "theirs.py").write_text("raise SystemExit('this must not run')")
+    with pytest.raises(BackboneError, match="cannot be loaded"):
+        export_onnx(checkpoint, tmp_path / "out")
 
 
 def test_head_that_nobody_trained_is_refused(tmp_path):

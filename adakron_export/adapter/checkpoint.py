@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from adakron_export.adapter import hub
 from adakron_export.adapter.config import PEFT_TYPE, AdaKronConfig
 from adakron_export.adapter.reference import PARTIAL_NAME, is_reference_name
 from adakron_export.errors import BackboneError, CheckpointError, first_few
@@ -28,7 +29,6 @@ from adakron_export.tasks import Task, auto_class, infer_task
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-HUB_PATTERNS = ("adapter_*", "*.json", "*.txt", "*.model", "spm.*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,15 +37,15 @@ class Checkpoint:
 
     Attributes:
         path: Its folder, or the reference implementation's file.
-        backbone: Folder or hub id.
+        backbone: Folder or hub id, as it was named.
+        backbone_folder: Where that is on this machine.
         is_reference: Whether ``path`` is a file of the reference implementation.
-        revision: The backbone's revision on the hub.
     """
 
     path: Path
     backbone: str
+    backbone_folder: Path
     is_reference: bool
-    revision: str | None = None
 
     @property
     def folder(self) -> Path:
@@ -67,13 +67,14 @@ def find_checkpoint(checkpoint: str | Path, backbone: str | Path | None = None) 
 
     Raises:
         CheckpointError: There is none, or its backbone is not known.
+        BackboneError: Its backbone is not there.
     """
     path = Path(checkpoint)
     if path.is_dir() and not (path / ADAPTER_CONFIG).is_file() and (path / PARTIAL_NAME).is_file():
         path = path / PARTIAL_NAME
     if path.is_file():
         return _reference_checkpoint(path, backbone)
-    folder = path if path.is_dir() else _from_hub(str(checkpoint))
+    folder = path if path.is_dir() else hub.adapter_folder(str(checkpoint), error=CheckpointError)
     if not (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{checkpoint} holds neither {ADAPTER_CONFIG} (a PEFT checkpoint) nor {PARTIAL_NAME} (the reference "
@@ -92,8 +93,9 @@ def find_checkpoint(checkpoint: str | Path, backbone: str | Path | None = None) 
     named = backbone or settings.get("base_model_name_or_path")
     if not named:
         raise CheckpointError(f"{folder}: names no backbone; pass --backbone with its folder or hub id")
+    found = _beside(folder, str(named))
     revision = None if backbone else settings.get("revision")
-    return Checkpoint(folder, _beside(folder, str(named)), is_reference=False, revision=revision)
+    return Checkpoint(folder, found, _backbone_folder(found, revision), is_reference=False)
 
 
 def _reference_checkpoint(path: Path, backbone: str | Path | None) -> Checkpoint:
@@ -104,7 +106,11 @@ def _reference_checkpoint(path: Path, backbone: str | Path | None) -> Checkpoint
         )
     if backbone is None:
         raise CheckpointError(f"{path} does not name its backbone; pass --backbone with its folder or hub id")
-    return Checkpoint(path, str(backbone), is_reference=True)
+    return Checkpoint(path, str(backbone), _backbone_folder(str(backbone), None), is_reference=True)
+
+
+def _backbone_folder(name: str, revision: str | None) -> Path:
+    return Path(name) if Path(name).is_dir() else hub.backbone_folder(name, revision, error=BackboneError)
 
 
 def _beside(folder: Path, named: str) -> str:
@@ -113,20 +119,6 @@ def _beside(folder: Path, named: str) -> str:
     if not Path(named).is_absolute() and inside.is_relative_to(folder.resolve()) and inside.is_dir():
         return str(inside)
     return named
-
-
-def _from_hub(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(HUB_PATTERNS)))
-    except HFValidationError as error:
-        raise CheckpointError(f"{name}: no such file or folder") from error
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise CheckpointError(
-            f"{name}: no such folder, and it could not be read from the hub ({type(error).__name__})"
-        ) from error
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -146,17 +138,16 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
         BackboneError: Neither can be read.
     """
     beside = not checkpoint.is_reference and (checkpoint.path / "config.json").is_file()
-    source = str(checkpoint.path) if beside else checkpoint.backbone
-    revision = None if beside else checkpoint.revision
+    source = checkpoint.path if beside else checkpoint.backbone_folder
     try:
-        return AutoConfig.from_pretrained(source, revision=revision)
+        return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BackboneError(_backbone_message(source, error)) from error
 
 
-def _backbone_message(source: str, error: Exception) -> str:
+def _backbone_message(source: str | Path, error: Exception) -> str:
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return f"backbone {source!r} cannot be loaded: {reason}"
+    return f"backbone {str(source)!r} cannot be loaded: {reason}"
 
 
 def load_backbone(checkpoint: Checkpoint, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str]]:
@@ -166,9 +157,8 @@ def load_backbone(checkpoint: Checkpoint, config: PretrainedConfig, task: Task) 
     transformers_logging.disable_progress_bar()
     try:
         model, info = auto_class(task).from_pretrained(
-            checkpoint.backbone,
+            str(checkpoint.backbone_folder),
             config=config,
-            revision=checkpoint.revision,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # a head of another size is replaced by the checkpoint's; see below
             output_loading_info=True,
@@ -179,6 +169,7 @@ def load_backbone(checkpoint: Checkpoint, config: PretrainedConfig, task: Task) 
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+    model.name_or_path = checkpoint.backbone  # what PEFT writes down, also where the hub's cache holds it
     mismatched = [str(row[0]) for row in info.get("mismatched_keys", ())]
     new = {*info["missing_keys"], *mismatched}
     if task is Task.FEATURE_EXTRACTION:  # nothing reads its pooler
@@ -204,7 +195,7 @@ def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     adapter.inference_mode = True
     adapter.base_model_name_or_path = checkpoint.backbone  # where it was found, which PEFT compares
     loaded = with_adapter(model, adapter)
-    check_tensors(checkpoint, expected=get_peft_model_state_dict(loaded), found=tensors)
+    check_tensors(checkpoint, expected=get_peft_model_state_dict(loaded, save_embedding_layers=False), found=tensors)
     check_head(checkpoint, new, {key.removeprefix("base_model.model.") for key in tensors})
     loaded.load_adapter(str(checkpoint.path), "default")
     return loaded
@@ -272,27 +263,8 @@ def set_labels(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> None:
             config.num_labels = tensors[name].shape[0]
 
 
-def backbone_folder(checkpoint: Checkpoint) -> Path | None:
-    """The backbone's folder: as given, or where the hub's cache has it; ``None`` where neither is."""
-    if Path(checkpoint.backbone).is_dir():
-        return Path(checkpoint.backbone)
-    from transformers.utils import cached_file
-
-    config = cached_file(
-        checkpoint.backbone,
-        "config.json",
-        revision=checkpoint.revision,
-        local_files_only=True,
-        _raise_exceptions_for_missing_entries=False,
-        _raise_exceptions_for_connection_errors=False,
-    )
-    return None if config is None else Path(config).parent
-
-
 def backbone_files(checkpoint: Checkpoint) -> list[Path]:
     """The backbone's configuration and weight files."""
-    folder = backbone_folder(checkpoint)
-    if folder is None:
-        return []
+    folder = checkpoint.backbone_folder
     weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
     return [file for file in (folder / "config.json", *weights) if file.is_file()]

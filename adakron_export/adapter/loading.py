@@ -54,5 +54,5 @@ def load_task_model(
     """Load a checkpoint behind its signature; arguments and errors as for `load_model`."""
     found = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint, backbone)
     model = load_model(found, task=task)
-    pooling = read_pooling(found.backbone)
+    pooling = read_pooling(found.backbone_folder)
     return TaskModel(model.get_base_model(), task_of(model), pooling=pooling)

@@ -30,13 +30,12 @@ class Pooling:
     normalize: bool = False
 
 
-def read_pooling(backbone: str) -> Pooling:
+def read_pooling(folder: Path) -> Pooling:
     """The rule of a backbone's folder; the masked mean where it has none.
 
     Raises:
         BackboneError: The folder asks for a rule that is not supported.
     """
-    folder = Path(backbone)
     modules, config = folder / "modules.json", folder / "1_Pooling" / "config.json"
     if not config.is_file():
         return Pooling()

@@ -1,0 +1,56 @@
+"""Folders from the hub: downloaded once, or read from its cache where there is no network."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from adakron_export.errors import AdaKronError
+
+_METADATA = ("*.json", "*.txt", "*.model", "*.jinja")
+_ADAPTER = (*_METADATA, "adapter_*")
+_BACKBONE = (*_METADATA, "model*.safetensors")
+_OLD_BACKBONE = (*_METADATA, "pytorch_model*.bin")
+
+
+def adapter_folder(name: str, *, error: type[AdaKronError]) -> Path:
+    """The folder of a PEFT checkpoint on the hub; arguments and errors as for `backbone_folder`."""
+    return _snapshot(name, _ADAPTER, None, error)
+
+
+def backbone_folder(name: str, revision: str | None, *, error: type[AdaKronError]) -> Path:
+    """The folder of a backbone on the hub, with its safetensors, or where it has none its .bin files.
+
+    Args:
+        name: The hub id, such as ``google-bert/bert-base-uncased``.
+        revision: Branch, tag or commit.
+        error: What to raise where it cannot be had.
+    """
+    folder = _snapshot(name, _BACKBONE, revision, error)
+    return folder if list(folder.glob("model*.safetensors")) else _snapshot(name, _OLD_BACKBONE, revision, error)
+
+
+def _snapshot(name: str, patterns: tuple[str, ...], revision: str | None, error: type[AdaKronError]) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    reasons: dict[type[Exception], str] = {
+        HFValidationError: "no such file or folder",
+        GatedRepoError: "this hub repository is gated; accept its terms on its page and run `hf auth login`",
+        RepositoryNotFoundError: "no such folder, and no such hub repository; for a private one run `hf auth login`",
+        RevisionNotFoundError: f"this hub repository has no revision {revision!r}",
+        LocalEntryNotFoundError: (
+            "no such folder, and the hub cannot be reached and has not been cached here; check the path or the network"
+        ),
+        OSError: "no such folder, and it cannot be read from the hub",
+    }
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(patterns), revision=revision))
+    except tuple(reasons) as found:
+        reason = next(text for kind, text in reasons.items() if isinstance(found, kind))
+        raise error(f"{name}: {reason}") from found
