@@ -98,7 +98,7 @@ def pretrain(rows: list[tuple[str, int]], epochs: int = 80) -> None:
     model.bert.save_pretrained(BACKBONE)  # with its pooler, which stays as it was drawn
 
 
-def tune(rows: list[tuple[str, int]], epochs: int = 30) -> float:
+def tune(rows: list[tuple[str, int]], epochs: int = 60) -> float:
     """Train adapters and head on a frozen backbone and save them; returns the accuracy on held-out rows."""
     tokenizer = AutoTokenizer.from_pretrained(HERE)
     held_out, rows = rows[::8], [row for index, row in enumerate(rows) if index % 8]
@@ -108,7 +108,7 @@ def tune(rows: list[tuple[str, int]], epochs: int = 30) -> float:
     )
     model = get_peft_model(backbone, AdaKronConfig(r=24, k=4, task_type="SEQ_CLS"))
     model.print_trainable_parameters()
-    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=2e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3, weight_decay=0.1)
     for _ in range(epochs):
         model.train()
         for batch in batches(rows):
@@ -129,8 +129,8 @@ def tune(rows: list[tuple[str, int]], epochs: int = 30) -> float:
 
 def main() -> None:
     """Make everything but the texts."""
-    random.seed(0)
-    torch.manual_seed(0)
+    random.seed(1)
+    torch.manual_seed(1)
     rows = read_rows()
     make_tokenizer([text for text, _ in rows])
     pretrain(rows)
