@@ -101,7 +101,7 @@ def export_onnx(
         opset: Version of the standard operators, 18 to 23.
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
         validate: Compare with eager PyTorch, which needs ONNX Runtime.
-        force: Write the artifact even where validation fails.
+        force: Write the artifact even where validation fails, or the adapters change nothing.
         progress: Told of each stage as it begins.
 
     Raises:
@@ -123,6 +123,8 @@ def export_onnx(
 
     found = find_checkpoint(checkpoint, backbone)
     model = load_model(found, task=task)
+    if not force:
+        _check_trained(found, model)
     eager = _task_model(found, model, model.get_base_model())
     progress("fold the adapters")
     folded = _folded(found, model, dtype)
@@ -154,6 +156,18 @@ def _check_output(folder: Path) -> None:
     problem = check_replaceable(folder, is_ours=is_artifact)
     if problem:
         raise ArtifactError(f"{problem}, and would be replaced; choose another output folder")
+
+
+def _check_trained(found: Checkpoint, model: PeftModel) -> None:
+    """An adapter whose up-projection is zero is the identity: nobody wants to ship the bare backbone unawares."""
+    from adakron_export.adapter.loading import adapter_layers
+
+    ups = [layer.networks(model.active_adapter)[2] for layer in adapter_layers(model.get_base_model()).values()]
+    if not any(bool(parameter.any()) for up in ups for parameter in up.parameters()):
+        raise ExportError(
+            f"{found.path}: every up-projection is zero, so the adapters change nothing; was it saved before "
+            "training? --force (force=True) exports it all the same"
+        )
 
 
 def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:

@@ -20,7 +20,7 @@ from . import options
 @options.task
 @options.atol
 @click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")
-@click.option("--force", is_flag=True, help="Write the artifact even if it fails.")
+@click.option("--force", is_flag=True, help="Write the artifact even if a check fails.")
 @options.as_json
 def onnx(output: str, *, checkpoint: str, as_json: bool, no_validate: bool, **settings: Any) -> None:
     """Export CHECKPOINT to ONNX and prove it equal.

@@ -1,25 +1,20 @@
 """The main job, end to end on tiny models."""
 
 import json
-import os
-import shutil
-import signal
-import subprocess
 import sys
 
 import numpy as np
 import onnx
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 
 import adakron_export
 from adakron_export import export_onnx, load_model, open_artifact, open_runner, validate
 from adakron_export.artifact import sha256_of
-from adakron_export.errors import ArtifactError, BackboneError, CheckpointError, ExportError, RunnerError
+from adakron_export.errors import ArtifactError, ExportError, RunnerError
 from adakron_export.tasks import Task
 from conftest import DEMO
-from tiny import CONFIGS, backbone_of, save_checkpoint
+from tiny import CONFIGS, save_checkpoint
 
 TEXT_TASKS = [task for task in Task if task is not Task.IMAGE_CLASSIFICATION and task is not Task.TEXT_GENERATION]
 
@@ -138,76 +133,6 @@ def test_failed_validation_keeps_the_old_artifact(tmp_path):
     assert "FAILED" in (tmp_path / "out/README.md").read_text()
 
 
-def test_only_our_own_folders_are_replaced(tmp_path):
-    (tmp_path / "thesis").mkdir()
-    (tmp_path / "thesis/final.tex").write_text("years of work")
-    with pytest.raises(ArtifactError, match="thesis is a folder with other things in it"):
-        export_onnx(DEMO, tmp_path / "thesis")
-    assert (tmp_path / "thesis/final.tex").exists()
-    (tmp_path / "link").symlink_to(tmp_path / "thesis")
-    with pytest.raises(ArtifactError, match="symbolic link"):
-        export_onnx(DEMO, tmp_path / "link")
-
-
-KILLED_EXPORT = """
-import os, signal, sys
-from adakron_export import export, export_onnx, staging
-checkpoint, output, moment = sys.argv[1:]
-def die(stage):
-    if stage.startswith(moment):
-        os.kill(os.getpid(), signal.SIGKILL)
-def dying(stage, function):
-    return lambda *arguments, **options: (die(stage), function(*arguments, **options))[1]
-export.put_in_place = dying("put in place", export.put_in_place)
-staging.shutil.rmtree = dying("clean up", staging.shutil.rmtree)
-export_onnx(checkpoint, output, atol=1e-3, progress=die)
-"""
-
-
-@pytest.mark.parametrize("moment", ["write the model", "batch 6", "put in place", "clean up"])
-def test_killed_export_leaves_the_old_artifact_or_the_new_one(demo_artifact, tmp_path, moment):
-    from adakron_export.staging import staged_folder
-
-    out = tmp_path / "out"
-    shutil.copytree(demo_artifact, out)
-    killed = subprocess.run([sys.executable, "-c", KILLED_EXPORT, DEMO, out, moment], check=False)
-    assert killed.returncode == -signal.SIGKILL
-    # Opening checks the sha256 of every file; the tolerance tells which of the two it is.
-    tolerance = open_artifact(out).parity()["tolerance"]["absolute"]
-    assert tolerance == (1e-3 if moment == "clean up" else 1e-4)
-    with staged_folder(out):
-        assert len(list(tmp_path.iterdir())) == 2  # what the killed run left is gone; this is out and its own
-    assert list(tmp_path.iterdir()) == [out]
-
-
-def test_leftovers_of_a_killed_run_are_removed_and_of_a_live_one_kept(tmp_path):
-    from adakron_export.staging import put_in_place, staged_folder
-
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    killed = tmp_path / f".out.{dead.pid}.abc.partial"
-    live = tmp_path / f".out.{os.getppid()}.abc.partial"
-    killed.mkdir()
-    live.mkdir()
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out/old").write_text("old")
-    with staged_folder(tmp_path / "out") as staged:
-        (staged / "new").write_text("new")
-        put_in_place(staged, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [live.name, "out"]
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
-
-
-def test_interrupted_block_leaves_the_old_folder(tmp_path):
-    from adakron_export.staging import staged_folder
-
-    (tmp_path / "out").mkdir()
-    with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out") as staged:
-        (staged / "new").write_text("new")
-        raise KeyboardInterrupt
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-
 def test_validate_accepts_the_artifact_and_notices_another_checkpoint(tmp_path):
     checkpoint = save_checkpoint(tmp_path, "bert")
     export_onnx(checkpoint, tmp_path / "out")
@@ -275,127 +200,6 @@ def test_bf16_artifact_on_the_cpu_says_why_not(tmp_path):
     export_onnx(DEMO, tmp_path / "out", dtype="bf16")
     with pytest.raises(RunnerError, match="no bf16 on the CPU"):
         open_runner(tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("settings", "error", "message"),
-    [
-        ({"dtype": "fp8"}, ExportError, "dtype 'fp8' is unknown; choose one of fp32, fp16, bf16"),
-        ({"target": "cpu"}, ExportError, "target 'cpu' is unknown"),
-        ({"task": "translate"}, ExportError, "task 'translate' cannot be exported"),
-        ({"atol": -1.0}, ExportError, "atol is -1.0"),
-        ({"atol": float("nan")}, ExportError, "atol is nan"),
-        ({"backbone": "/nowhere/at/all"}, BackboneError, "/nowhere/at/all: no such file or folder"),
-        ({"backbone": "nobody/nothing"}, BackboneError, "nobody/nothing: .* hub cannot be reached"),
-    ],
-)
-def test_bad_options_are_refused_before_work_is_done(tmp_path, settings, error, message):
-    with pytest.raises(error, match=message):
-        export_onnx(DEMO, tmp_path / "out", **settings)
-    assert list(tmp_path.iterdir()) == []
-
-
-def corrupt(name, content):
-    return lambda folder: (folder / name).write_text(content)
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
-        (lambda folder: (folder / "adapter_config.json").unlink(), "holds neither adapter_config.json"),
-        (corrupt("adapter_config.json", "{"), "not valid JSON"),
-        (corrupt("adapter_config.json", "[]"), "holds a list"),
-        (corrupt("adapter_model.safetensors", "nonsense"), "not a readable safetensors file"),
-    ],
-)
-def test_damaged_checkpoints(tmp_path, damage, message):
-    checkpoint = save_checkpoint(tmp_path, "bert")
-    damage(checkpoint)
-    with pytest.raises(CheckpointError, match=message):
-        export_onnx(checkpoint, tmp_path / "out")
-
-
-def test_missing_checkpoint_and_other_methods(tmp_path):
-    with pytest.raises(CheckpointError, match="no such file or folder"):
-        export_onnx(tmp_path / "nowhere", tmp_path / "out")
-    lora = get_peft_model(backbone_of("bert"), LoraConfig(r=2, target_modules=["query"]))
-    lora.save_pretrained(tmp_path / "lora")
-    with pytest.raises(CheckpointError, match="a LORA adapter, not ADAKRON; merge it"):
-        export_onnx(tmp_path / "lora", tmp_path / "out")
-
-
-def test_checkpoint_that_does_not_fit_lists_what_is_wrong(tmp_path):
-    checkpoint = save_checkpoint(tmp_path, "bert")
-    wide = backbone_of("bert", hidden_size=64)
-    wide.save_pretrained(tmp_path / "wide")
-    with pytest.raises(CheckpointError, match=r"does not fit the backbone.*misshapen: base_model.*is \[2, 32\] where"):
-        export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "wide")
-    deep = backbone_of("bert", num_hidden_layers=3)
-    deep.save_pretrained(tmp_path / "deep")
-    with pytest.raises(CheckpointError, match=r"6 missing: base_model.model.bert.encoder.layer.2"):
-        export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "deep")
-    shallow = backbone_of("bert", num_hidden_layers=1)
-    shallow.save_pretrained(tmp_path / "shallow")
-    with pytest.raises(CheckpointError, match=r"6 unexpected: base_model.model.bert.encoder.layer.1"):
-        export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "shallow")
-
-
-def test_checkpoint_and_backbone_from_the_hub(tmp_path, monkeypatch):
-    """As they lie in its cache, which is what a machine without network has."""
-    cache = tmp_path / "cache"
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(cache))
-    checkpoint = save_checkpoint(tmp_path, "bert")
-    settings = json.loads((checkpoint / "adapter_config.json").read_text())
-    settings |= {"base_model_name_or_path": "somebody/backbone", "revision": "v1"}
-    (checkpoint / "adapter_config.json").write_text(json.dumps(settings))
-    for name, folder, revision in (("adapter", checkpoint, "main"), ("backbone", tmp_path / "backbone", "v1")):
-        repository = cache / f"models--somebody--{name}"
-        (repository / "refs").mkdir(parents=True)
-        (repository / "refs" / revision).write_text("abc")
-        shutil.copytree(folder, repository / "snapshots/abc")
-    result = export_onnx("somebody/adapter", tmp_path / "out")
-    assert result.written
-    assert result.artifact.manifest.backbone == "somebody/backbone"
-    assert {source.name for source in result.artifact.manifest.backbone_source} == {"config.json", "model.safetensors"}
-    with pytest.raises(BackboneError, match="somebody/other: .* hub cannot be reached"):
-        export_onnx("somebody/adapter", tmp_path / "out", backbone="somebody/other")
-
-
-def test_remote_code_is_not_run_and_not_asked_for(tmp_path):
-    checkpoint = save_checkpoint(tmp_path, "bert")
-    config = json.loads((tmp_path / "backbone/config.json").read_text())
-    config |= {"model_type": "theirs", "auto_map": {"AutoConfig": "theirs.Theirs"}}
-    for folder in (checkpoint, tmp_path / "backbone"):
-        (folder / "config.json").write_text(json.dumps(config))
-        (folder / "theirs.py").write_text("raise SystemExit('this must not run')")
-    with pytest.raises(BackboneError, match="cannot be loaded"):
-        export_onnx(checkpoint, tmp_path / "out")
-
-
-def test_head_that_nobody_trained_is_refused(tmp_path):
-    """The adapter was saved without its head, and the backbone has none: the outputs would be random."""
-    checkpoint = save_checkpoint(tmp_path, "bert", task_type=None)
-    backbone_of("bert", Task.FEATURE_EXTRACTION).save_pretrained(tmp_path / "backbone")
-    with pytest.raises(CheckpointError, match="the head is in neither.*classifier"):
-        export_onnx(checkpoint, tmp_path / "out", task="text-classification")
-
-
-def test_pooler_that_nobody_saved_is_refused(tmp_path):
-    """A backbone from masked language modelling has no pooler; a classifier on a random one is worthless."""
-    checkpoint = save_checkpoint(tmp_path, "bert", task_type="SEQ_CLS")
-    backbone_of("bert", Task.FILL_MASK).save_pretrained(tmp_path / "backbone")
-    with pytest.raises(CheckpointError, match="would be random: bert.pooler.dense.bias, bert.pooler.dense.weight"):
-        export_onnx(checkpoint, tmp_path / "out")
-
-
-def test_backbone_of_another_architecture_is_refused(tmp_path):
-    checkpoint = save_checkpoint(tmp_path, "bert")
-    config = json.loads((tmp_path / "backbone/config.json").read_text())
-    save_checkpoint(tmp_path / "other", "distilbert")
-    (tmp_path / "other/backbone/config.json").write_text(json.dumps(config))
-    with pytest.raises(BackboneError, match="lacks tensors of a BertForSequenceClassification"):
-        export_onnx(checkpoint, tmp_path / "out", backbone=tmp_path / "other/backbone")
 
 
 def test_stages_are_told_in_order(tmp_path):
