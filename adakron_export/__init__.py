@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.opening import open_runner
     from adakron_export.runtimes.transformers_model import OnnxModel
+    from adakron_export.training.recipe import Recipe
+    from adakron_export.training.run import TrainingResult, train
     from adakron_export.validation.parity import ParityReport
     from adakron_export.verify import validate
 
@@ -37,7 +39,9 @@ _HOMES = {
     "ExportResult": "export",
     "OnnxModel": "runtimes.transformers_model",
     "ParityReport": "validation.parity",
+    "Recipe": "training.recipe",
     "Runner": "runtimes.base",
+    "TrainingResult": "training.run",
     "convert": "conversion",
     "export_onnx": "export",
     "fold": "adapter.folding",
@@ -46,6 +50,7 @@ _HOMES = {
     "open_artifact": "artifact",
     "open_runner": "runtimes.opening",
     "predict": "prediction",
+    "train": "training.run",
     "validate": "verify",
 }
 
@@ -57,7 +62,9 @@ __all__ = [
     "ExportResult",
     "OnnxModel",
     "ParityReport",
+    "Recipe",
     "Runner",
+    "TrainingResult",
     "__version__",
     "convert",
     "export_onnx",
@@ -67,6 +74,7 @@ __all__ = [
     "open_artifact",
     "open_runner",
     "predict",
+    "train",
     "validate",
 ]
 

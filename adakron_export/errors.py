@@ -4,6 +4,8 @@ AdaKronError                  base of all; the command line prints it and exits 
 ├── CheckpointError           a checkpoint that cannot be read or does not fit its backbone
 ├── BackboneError             a backbone that cannot be loaded, or where no adapter can sit
 ├── AdapterConfigError        an impossible adapter configuration (also a ValueError)
+├── DataError                 labelled text that cannot be read or learned from
+├── TrainingError             a recipe that cannot be trained, or a run that cannot be started or resumed
 ├── ExportError               a model, task or option that cannot be exported
 ├── ArtifactError             a folder that is not an artifact, or no longer what was written
 ├── RunnerError               a batch that does not fit a runner
@@ -29,6 +31,14 @@ class BackboneError(AdaKronError):
 
 class AdapterConfigError(AdaKronError, ValueError):
     """An impossible adapter configuration."""
+
+
+class DataError(AdaKronError):
+    """Labelled text that cannot be read or learned from."""
+
+
+class TrainingError(AdaKronError):
+    """A recipe that cannot be trained, or a run that cannot be started or resumed."""
 
 
 class ExportError(AdaKronError):

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import platform
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +21,11 @@ from adakron_export.artifact import (
 )
 from adakron_export.card import model_card
 from adakron_export.errors import ArtifactError, ExportError
-from adakron_export.extras import require
+from adakron_export.extras import package_versions, require
 from adakron_export.graph.targets import Target, lower, target_named
 from adakron_export.onnx_file import write_model
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
+from adakron_export.tokenizer_files import copy_tokenizer
 from adakron_export.validation.parity import TOLERANCES, ParityReport
 from adakron_export.verify import find_overflow, prove, tolerance_for
 
@@ -40,22 +38,6 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str], None]
 DTYPES = tuple(TOLERANCES)
-_COPIED = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.txt",
-    "vocab.json",
-    "merges.txt",
-    "spm.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "preprocessor_config.json",
-)
-_PACKAGES = ("adakron-export", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,12 +202,7 @@ def _save_config(found: Checkpoint, model: PeftModel, folder: Path) -> None:
     config = model.get_base_model().config
     config.architectures = [type(model.get_base_model()).__name__]
     config.to_json_file(folder / "config.json")
-    sources = (found.folder, found.backbone_folder)
-    chosen = next((source for source in sources if (source / "tokenizer_config.json").is_file()), None)
-    for source in [chosen] if chosen else sources:
-        for name in _COPIED:
-            if (source / name).is_file() and not (folder / name).exists():
-                shutil.copyfile(source / name, folder / name)
+    copy_tokenizer((found.folder, found.backbone_folder), folder)
 
 
 def _manifest(
@@ -249,7 +226,7 @@ def _manifest(
         backbone=Path(found.backbone).name if Path(found.backbone).exists() else found.backbone,
         max_length=position_limit(folded.model),
         disabled_optimizers=target.disabled_optimizers,
-        versions=_versions(),
+        versions=package_versions(),
     )
 
 
@@ -257,16 +234,6 @@ def _tensor_info(value: ir.Value) -> TensorInfo:
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())
     assert value.dtype is not None
     return TensorInfo(str(value.name), value.dtype.numpy().name, shape)
-
-
-def _versions() -> dict[str, str]:
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

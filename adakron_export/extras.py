@@ -3,9 +3,26 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from adakron_export.errors import MissingPackageError
+
+_RECORDED = ("adakron-export", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
+
+
+def package_versions() -> dict[str, str]:
+    """The versions of Python and of the packages that results depend on, as far as they are installed."""
+    versions = {"python": platform.python_version()}
+    for package in _RECORDED:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def require(module: str, *, extra: str) -> ModuleType:
@@ -18,11 +35,15 @@ def require(module: str, *, extra: str) -> ModuleType:
     Raises:
         MissingPackageError: It is not installed; the message holds the pip command.
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        if error.name != module.partition(".")[0]:
-            raise
-        raise MissingPackageError(
-            f"this needs the package {module!r}, which is not installed; run: pip install 'adakron-export[{extra}]'"
-        ) from error
+    check_installed(module.partition(".")[0], extra=extra)
+    return importlib.import_module(module)
+
+
+def check_installed(*packages: str, extra: str) -> None:
+    """Raise unless all packages are there, without importing them; arguments and error as for `require`."""
+    for package in packages:
+        if sys.modules.get(package, package) is None or importlib.util.find_spec(package) is None:
+            raise MissingPackageError(
+                f"this needs the package {package!r}, which is not installed; run: "
+                f"pip install 'adakron-export[{extra}]'"
+            )

@@ -15,6 +15,7 @@ from .convert import convert
 from .inspect import inspect
 from .onnx import onnx
 from .predict import predict
+from .train import train
 from .validate import validate
 
 
@@ -49,5 +50,5 @@ def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
     """
 
 
-for command in (convert, inspect, onnx, predict, validate):
+for command in (convert, inspect, onnx, predict, train, validate):
     main.add_command(command)

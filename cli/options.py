@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -21,9 +22,16 @@ def stage_printer() -> Callable[[str], None]:
     start = time.perf_counter()
 
     def show(stage: str) -> None:
-        click.echo(f"{time.perf_counter() - start:6.1f} s  {stage}", err=True)
+        if is_first_process():
+            indented = stage.replace("\n", "\n" + " " * 10)
+            click.echo(f"{time.perf_counter() - start:6.1f} s  {indented}", err=True)
 
     return show
+
+
+def is_first_process() -> bool:
+    """Whether this process prints, of those that torchrun or accelerate started."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def print_json(content: Any) -> None:

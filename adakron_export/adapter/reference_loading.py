@@ -36,7 +36,7 @@ def load_reference(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     config = load_config(checkpoint)
     set_labels(config, file.others)
     task = task or _reference_task(config, file)
-    model, new = load_backbone(checkpoint, config, task)
+    model, new = load_backbone(checkpoint.backbone, checkpoint.backbone_folder, config, task)
     targets = _reference_targets(checkpoint, model, file)
     head = _head_modules(checkpoint, model, file)
     adapter = AdaKronConfig(

@@ -1,0 +1,1 @@
+"""From a backbone and labelled text to a checkpoint: reading, features, training, metrics."""

@@ -1,0 +1,67 @@
+"""The model card of a trained checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def training_card(record: Mapping[str, Any], name: str) -> str:
+    """The card in Markdown.
+
+    Args:
+        record: What `training.json` holds.
+        name: The checkpoint's name.
+    """
+    recipe, counts = record["recipe"], record["parameters"]
+    backbone = record["backbone"]["name"]
+    shown = Path(backbone).name if Path(backbone).is_absolute() else backbone
+    revision = record["backbone"]["revision"]
+    metrics = "\n".join(f"| {metric.replace('_', ' ')} | {value:.4f} |" for metric, value in record["metrics"].items())
+    settings = "\n".join(f"{key}: {_yaml(value)}" for key, value in recipe.items() if value is not None)
+    metadata = [f"base_model: {shown}"] if "/" in shown else []
+    front = "\n".join(["library_name: peft", f"pipeline_tag: {record['task']}", *metadata, "tags:", "- adakron"])
+    return f"""---
+{front}
+---
+
+# {name}
+
+`{shown}`{f" at `{revision}`" if revision else ""} with AdaKron adapters (r={recipe["r"]}, k={recipe["k"]}) for
+{record["task"]}, trained by [adakron-export](https://pypi.org/project/adakron-export/)
+{record["versions"].get("adakron-export", "")}. {counts["trainable"]:,} of {counts["total"]:,} parameters were trained
+({counts["trainable"] / counts["total"]:.2%}): adapters {counts["adapters"]:,}, head {counts["head"]:,}.
+
+## Evaluation
+
+At step {record["best_step"]} (epoch {record["best_epoch"]:g}), the best by {record["metric"].replace("_", " ")} of
+{record["evaluations"]}, on {record["rows"]["evaluation"]} rows on which it was also chosen:
+
+| metric | value |
+|---|---|
+{metrics}
+
+![Loss and metric over the steps](curves.png)
+
+## Use
+
+```
+adakron-export onnx {name} -o artifact
+```
+
+## How it was trained
+
+On {record["rows"]["train"]} rows. Fingerprints of the data (sha256): training `{record["data"]["train"]}`, evaluation
+`{record["data"]["evaluation"]}`. All settings:
+
+```yaml
+{settings}
+```
+"""
+
+
+def _yaml(value: Any) -> str:
+    import yaml
+
+    return str(yaml.safe_dump(value)).removesuffix("...\n").strip()

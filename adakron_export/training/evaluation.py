@@ -1,0 +1,73 @@
+"""What the Trainer calls to measure a model: logits and labels in, metrics out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from adakron_export.tasks import Task
+from adakron_export.training.answers import AnswerSearch, answer_metrics
+from adakron_export.training.data import TrainingData
+from adakron_export.training.metrics import sequence_metrics, token_metrics
+from adakron_export.training.recipe import Recipe
+
+
+def metrics_function(data: TrainingData, recipe: Recipe, features: Any) -> Callable[[Any], dict[str, float]] | None:
+    """The ``compute_metrics`` of a task; ``None`` where the loss is all that is measured.
+
+    Args:
+        data: With the evaluation rows.
+        recipe: How answers are searched.
+        features: The tokenised evaluation rows, in the order in which the model reads them.
+    """
+    task = data.columns.task
+    if task is Task.TEXT_GENERATION:
+        return None
+    if task is Task.QUESTION_ANSWERING:
+        return _answer_function(data, recipe, features)
+    measure = token_metrics if task is Task.TOKEN_CLASSIFICATION else sequence_metrics
+
+    def compute(prediction: Any) -> dict[str, float]:
+        logits = prediction.predictions
+        logits = logits[0] if isinstance(logits, tuple) else logits  # some models add their hidden states
+        return measure(logits, prediction.label_ids, data.labels)
+
+    return compute
+
+
+def _answer_function(data: TrainingData, recipe: Recipe, features: Any) -> Callable[[Any], dict[str, float]]:
+    assert data.columns.pair is not None
+    assert data.columns.label is not None
+    contexts = data.evaluation.columns[data.columns.pair]
+    answers = [_texts(value) for value in data.evaluation.columns[data.columns.label]]
+    windows: dict[int, list[int]] = {}
+    for index, row in enumerate(features["row"]):
+        windows.setdefault(row, []).append(index)
+    offsets = features["offsets"]
+    search = AnswerSearch(recipe.n_best, recipe.max_answer_length, may_be_none=not all(answers))
+
+    def compute(prediction: Any) -> dict[str, float]:
+        starts, ends = (np.asarray(part, dtype=np.float32) for part in prediction.predictions[:2])
+        found = [
+            search.best([(starts[index], ends[index], offsets[index]) for index in indices], contexts[row])
+            for row, indices in sorted(windows.items())
+        ]
+        return answer_metrics(found, [answers[row] for row in sorted(windows)])
+
+    return compute
+
+
+def _texts(value: Any) -> list[str]:
+    if isinstance(value, dict):
+        return list(value["text"])
+    return [value] if value else []
+
+
+def with_perplexity(metrics: dict[str, float], task: Task) -> dict[str, float]:
+    """Add the perplexity of a language model, ``exp(loss)``."""
+    if task is Task.TEXT_GENERATION and "loss" in metrics:
+        return {**metrics, "perplexity": math.exp(min(metrics["loss"], 700.0))}
+    return metrics

@@ -1,0 +1,207 @@
+"""The model of a run: a frozen backbone with fresh adapters and head, and its tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import PeftModel
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+
+from adakron_export.adapter import hub
+from adakron_export.adapter.checkpoint import backbone_message, load_backbone, with_adapter
+from adakron_export.adapter.config import AdaKronConfig
+from adakron_export.adapter.task_model import position_limit
+from adakron_export.adapter.tuner import PREFIX
+from adakron_export.errors import BackboneError, TrainingError
+from adakron_export.tasks import Task, auto_class, peft_task_type
+from adakron_export.training.labels import REGRESSION, Labels
+from adakron_export.training.recipe import Recipe
+
+_LONGEST = 512  # by default; backbones without learned positions have no end of their own
+_LONGEST_WINDOW = 384  # a question and a piece of its context, as usual for SQuAD
+
+
+@dataclass(frozen=True, slots=True)
+class BackboneSource:
+    """Where a backbone comes from.
+
+    Attributes:
+        name: Absolute folder or hub id, which the checkpoint will name.
+        folder: Where it is on this machine.
+        revision: The commit that was found on the hub.
+    """
+
+    name: str
+    folder: Path
+    revision: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """How many numbers a model has, by what becomes of them."""
+
+    adapters: int
+    head: int
+    total: int
+
+    @property
+    def trainable(self) -> int:
+        """Adapters and head."""
+        return self.adapters + self.head
+
+    def table(self) -> str:
+        """As people read it."""
+        rows = (("adapters", self.adapters), ("head", self.head), ("frozen", self.total - self.trainable))
+        lines = [f"{name:<10}{count:>14,}{count / self.total:>9.2%}" for name, count in rows]
+        lines.append(f"{'trained':<10}{self.trainable:>14,}{self.trainable / self.total:>9.2%}")
+        return "\n".join(lines)
+
+
+def find_backbone(recipe: Recipe) -> BackboneSource:
+    """The backbone's folder, downloaded where it is named by a hub id.
+
+    Raises:
+        BackboneError: It is not there, or the hub cannot be reached.
+    """
+    path = Path(recipe.backbone)
+    if path.is_dir():
+        return BackboneSource(str(path.resolve()), path.resolve(), None)
+    folder = hub.backbone_folder(recipe.backbone, recipe.revision, error=BackboneError)
+    return BackboneSource(recipe.backbone, folder, folder.name)  # the cache names its folders by commit
+
+
+def load_tokenizer(source: BackboneSource) -> Any:
+    """The backbone's tokenizer, with a padding token.
+
+    Raises:
+        BackboneError: There is none, or only a slow one.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(str(source.folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+        raise BackboneError(f"backbone {source.name!r} has no usable tokenizer: {reason}") from error
+    if not tokenizer.is_fast:
+        raise BackboneError(f"backbone {source.name!r} has only a slow tokenizer; words and offsets need a fast one")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
+    return tokenizer
+
+
+def make_config(config: PretrainedConfig, task: Task, labels: Labels, tokenizer: Any) -> PretrainedConfig:
+    """The backbone's configuration with the task's labels and a padding token."""
+    if labels.problem_type == REGRESSION:
+        config.num_labels = 1
+    elif labels.names:
+        config.id2label = labels.id2label
+        config.label2id = {name: index for index, name in labels.id2label.items()}
+    if labels.problem_type:
+        config.problem_type = labels.problem_type
+    if task is Task.QUESTION_ANSWERING:
+        config.num_labels = 2
+    if getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = tokenizer.pad_token_id
+    return config
+
+
+def load_trainable(source: BackboneSource, recipe: Recipe, task: Task, labels: Labels, tokenizer: Any) -> PeftModel:
+    """The backbone with fresh adapters and a fresh head; all else is frozen.
+
+    Raises:
+        BackboneError: It cannot be loaded, or adapters cannot sit in it.
+    """
+    try:
+        config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackboneError(backbone_message(source.name, error)) from error
+    config = make_config(config, task, labels, tokenizer)
+    with dropout_of(config, recipe.dropout):
+        model, new = load_backbone(source.name, source.folder, config, task)
+    model.config.architectures = [type(model).__name__]
+    return add_adapters(model, recipe, task, new=new, revision=source.revision)
+
+
+def empty_trainable(config: PretrainedConfig, recipe: Recipe, task: Task) -> PeftModel:
+    """The same with tensors that have shapes and no content, for counting (torch's ``meta`` device)."""
+    import torch
+
+    with torch.device("meta"):
+        model = auto_class(task).from_config(config)
+        return add_adapters(model, recipe, task, new=set(), revision=None)
+
+
+def add_adapters(
+    model: PreTrainedModel, recipe: Recipe, task: Task, *, new: set[str], revision: str | None
+) -> PeftModel:
+    """Put adapters into a model.
+
+    Args:
+        model: With its head.
+        recipe: Size and kind of the adapters.
+        task: What it is for; PEFT trains the head of a classifier whole.
+        new: Parameters that the backbone's files do not have, and which are trained whole.
+        revision: Of the backbone.
+    """
+    prefix = f"{model.base_model_prefix}."
+    fresh = sorted({name.removeprefix(prefix).partition(".")[0] for name in new})
+    adapter = AdaKronConfig(
+        r=recipe.r,
+        k=recipe.k,
+        num_experts=recipe.num_experts,
+        kron_order=recipe.kron_order,
+        task_type=peft_task_type(task),
+        modules_to_save=fresh or None,
+        revision=revision,
+    )
+    return with_adapter(model, adapter)
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Adapters, head and everything; a frozen copy that PEFT keeps of the head is not counted."""
+    adapters = head = total = 0
+    for name, parameter in model.named_parameters():
+        if ".original_module." in name:
+            continue
+        total += parameter.numel()
+        if parameter.requires_grad and PREFIX in name:
+            adapters += parameter.numel()
+        elif parameter.requires_grad:
+            head += parameter.numel()
+    return ParameterCounts(adapters, head, total)
+
+
+def longest_input(model: nn.Module, tokenizer: Any, recipe: Recipe, task: Task) -> int:
+    """How many tokens a text may have.
+
+    Raises:
+        TrainingError: The recipe asks for more than the backbone has positions.
+    """
+    limit = position_limit(model)
+    if recipe.max_length is not None:
+        if limit is not None and recipe.max_length > limit:
+            raise TrainingError(f"max_length is {recipe.max_length}; the backbone has {limit} positions")
+        return recipe.max_length
+    usual = _LONGEST_WINDOW if task is Task.QUESTION_ANSWERING else _LONGEST
+    return int(min(usual, tokenizer.model_max_length, limit or usual))
+
+
+@contextmanager
+def dropout_of(config: PretrainedConfig, share: float | None) -> Iterator[None]:
+    """Build a model with this dropout; the configuration that is saved keeps the backbone's own."""
+    names = [
+        name for name, value in vars(config).items()
+        if ("dropout" in name or name.endswith("pdrop")) and isinstance(value, float)
+    ] if share is not None else []  # fmt: skip
+    before = {name: getattr(config, name) for name in names}
+    for name in names:
+        setattr(config, name, share)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            setattr(config, name, value)

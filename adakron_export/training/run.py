@@ -1,0 +1,266 @@
+"""Training: a backbone and labelled text become a checkpoint that is worth exporting."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.errors import TrainingError
+from adakron_export.extras import check_installed, package_versions
+from adakron_export.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from adakron_export.training.data import TrainingData
+    from adakron_export.training.model import BackboneSource, ParameterCounts
+    from adakron_export.training.trainer import AdaKronTrainer
+
+Progress = Callable[[str], None]
+RECORD = "training.json"
+CURVES = "curves.png"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingResult:
+    """What a run came to.
+
+    Attributes:
+        folder: The checkpoint, as PEFT and `export_onnx` read it.
+        metric: Which decided what is best.
+        metrics: All metrics of the best evaluation.
+        best_step: The step that was kept.
+        steps: How many were made.
+        parameters: How many were trained.
+        samples_per_second: Texts per second in the training steps of this process, evaluations left out; ``None``
+            where a resumed run had none left to make.
+    """
+
+    folder: Path
+    metric: str
+    metrics: dict[str, float]
+    best_step: int
+    steps: int
+    parameters: ParameterCounts
+    samples_per_second: float | None
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {**asdict(self), "folder": str(self.folder)}
+
+
+def train(
+    recipe: Recipe | None,
+    output: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress = lambda _: None,
+    bar: bool = False,
+) -> TrainingResult:
+    """Train adapters and head on a frozen backbone.
+
+    Under `torchrun` or `accelerate launch` every process calls this alike, and the first one writes.
+
+    Args:
+        recipe: The settings; ``None`` for a resumed run, which has its own.
+        output: The checkpoint's folder. Until the run is finished it holds only ``training/``, its state.
+        resume: Go on where a run into the same folder was interrupted, to the same final weights.
+        overwrite: Begin anew where there is a run or a checkpoint; a finished one is replaced at the end.
+        progress: Told of each stage as it begins, and of what was guessed or looks wrong.
+        bar: Show a progress bar on stderr.
+
+    Raises:
+        DataError: The data cannot be read or learned from.
+        BackboneError: The backbone cannot be loaded.
+        AdapterConfigError: ``r``, ``k`` or ``num_experts`` is impossible.
+        TrainingError: A setting is impossible, the folder is taken, or the run cannot be resumed.
+        MissingPackageError: The extra ``train`` is not installed.
+    """
+    check_installed("accelerate", "datasets", "sklearn", "matplotlib", "tensorboard", extra="train")
+    folder = Path(output)
+    progress("import torch and transformers")
+    from adakron_export.training import state
+
+    if resume:
+        if recipe is not None:
+            state.check_same_recipe(folder, recipe)
+        recipe = recipe or state.recipe_of_run(folder)
+    if recipe is None:
+        raise TrainingError("a new run needs a recipe")
+    with _quiet_transformers():
+        return _Run(recipe, folder, progress, bar=bar).make(resume=resume, overwrite=overwrite)
+
+
+class _Run:
+    """One run from data to checkpoint, in this process."""
+
+    def __init__(self, recipe: Recipe, folder: Path, progress: Progress, *, bar: bool) -> None:
+        self.recipe = recipe
+        self.folder = folder
+        self.progress = progress
+        self.bar = bar
+
+    def make(self, *, resume: bool, overwrite: bool) -> TrainingResult:
+        """Prepare everything that can fail, then write, train and finish."""
+        from adakron_export.training import state
+        from adakron_export.training.callbacks import Clock, ProgressBar, has_stopped
+        from adakron_export.training.data import load_data
+        from adakron_export.training.model import count_parameters, find_backbone
+        from adakron_export.training.preparation import prepare_trainer
+
+        if not resume and _is_first_process():
+            state.check_startable(self.folder, overwrite=overwrite)
+        self.progress("read the data")
+        data = load_data(self.recipe, self._say)
+        self.progress("load the backbone")
+        source = find_backbone(self.recipe)
+        trainer = prepare_trainer(self.recipe, data, source, state.run_folder(self.folder), say=self._say)
+        trainer.add_callback(ProgressBar(data.metrics[0], shown=self.bar))
+        counts = count_parameters(trainer.model)
+        self._say(counts.table())
+        processes = trainer.args.world_size
+        identity = self._identity(data, source, processes)
+        checkpoint = None
+        if resume:
+            state.check_same_run(self.folder, identity)
+            checkpoint = state.last_checkpoint(self.folder, processes=processes)
+            self._say(f"resume from {checkpoint.name}" if checkpoint else "no checkpoint yet: begin anew")
+        if trainer.args.should_save:
+            if resume:
+                state.remove_broken(self.folder, processes=processes)
+            else:
+                state.start_run(self.folder, identity)
+        trainer.accelerator.wait_for_everyone()
+        self.progress(f"train on {len(data.train)} rows")
+        clock = Clock()
+        trainer.add_callback(clock)
+        history = _history(checkpoint)
+        if not has_stopped(history, data.metrics[0], self.recipe.early_stopping):
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            history = trainer.state.log_history
+        step_size = trainer.args.train_batch_size * self.recipe.gradient_accumulation * processes
+        speed = clock.steps * step_size / clock.seconds if clock.steps else None
+        record = self._record(data, counts, identity, history)
+        if trainer.args.should_save:
+            self.progress("write the checkpoint")
+            self._finish(trainer, source, record, history)
+        trainer.accelerator.wait_for_everyone()
+        return TrainingResult(
+            folder=self.folder,
+            metric=data.metrics[0],
+            metrics=record["metrics"],
+            best_step=record["best_step"],
+            steps=record["steps"],
+            parameters=counts,
+            samples_per_second=speed,
+        )
+
+    def _say(self, text: str) -> None:
+        self.progress("\n".join(f"  {line}" for line in text.splitlines()))
+
+    def _identity(self, data: TrainingData, source: BackboneSource, processes: int) -> dict[str, Any]:
+        from adakron_export.adapter.checkpoint import weight_files
+        from adakron_export.artifact import sha256_of
+
+        weights = {file.name: sha256_of(file) for file in weight_files(source.folder)}
+        return {
+            "recipe": self.recipe.to_json(),
+            "data": data.fingerprint(),
+            "backbone": {"name": source.name, "revision": source.revision, "sha256": weights},
+            "processes": processes,
+        }
+
+    def _record(
+        self, data: TrainingData, counts: ParameterCounts, identity: dict[str, Any], history: list[dict[str, Any]]
+    ) -> dict[str, Any]:
+        from adakron_export.training.callbacks import best_evaluation
+        from adakron_export.training.evaluation import with_perplexity
+
+        metric = data.metrics[0]
+        best = best_evaluation(history, metric)
+        if best is None:
+            raise TrainingError(
+                f"{metric} was no number in any evaluation, so no checkpoint is the best; the model answers the same "
+                "for every text, or the labels do not vary: see the curves, or choose another --metric"
+            )
+        names = (*data.metrics, "loss") if "loss" not in data.metrics else data.metrics
+        metrics = {name: float(best[f"eval_{name}"]) for name in names}
+        return {
+            **identity,
+            "task": data.columns.task.value,
+            "columns": {"text": data.columns.text, "pair": data.columns.pair, "label": data.columns.label},
+            "rows": {"train": len(data.train), "evaluation": len(data.evaluation)},
+            "parameters": {**asdict(counts), "trainable": counts.trainable},
+            "metric": metric,
+            "metrics": with_perplexity(metrics, data.columns.task),
+            "best_step": best["step"],
+            "best_epoch": best["epoch"],
+            "evaluations": sum(f"eval_{metric}" in row for row in history),
+            "steps": history[-1]["step"],
+            "versions": package_versions(),
+            "history": history,
+        }
+
+    def _finish(
+        self, trainer: AdaKronTrainer, source: BackboneSource, record: dict[str, Any], history: list[dict[str, Any]]
+    ) -> None:
+        """Put the finished checkpoint in the place of the run, in one step."""
+        from adakron_export.adapter.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+        from adakron_export.staging import put_in_place, staged_folder
+        from adakron_export.tokenizer_files import copy_tokenizer
+        from adakron_export.training import state
+        from adakron_export.training.card import training_card
+        from adakron_export.training.curves import draw_curves
+
+        run = state.run_folder(self.folder)
+        best = run / f"checkpoint-{record['best_step']}"
+        if not (best / ADAPTER_WEIGHTS).is_file():
+            raise TrainingError(f"{best} is the best checkpoint, and it is not there any more; train again")
+        with staged_folder(self.folder) as staged:
+            shutil.copyfile(best / ADAPTER_WEIGHTS, staged / ADAPTER_WEIGHTS)
+            settings = json.loads((best / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            settings |= {"base_model_name_or_path": source.name, "revision": source.revision}  # it may have moved
+            _write_json(staged / ADAPTER_CONFIG, settings)
+            trainer.model.get_base_model().config.to_json_file(staged / "config.json")
+            copy_tokenizer((source.folder,), staged)
+            if (run / "tensorboard").is_dir():
+                shutil.copytree(run / "tensorboard", staged / "tensorboard")
+            draw_curves(history, staged / CURVES, metric=record["metric"], best_step=record["best_step"])
+            _write_json(staged / RECORD, record)
+            (staged / "README.md").write_text(training_card(record, self.folder.name), encoding="utf-8")
+            put_in_place(staged, self.folder)
+
+
+def _write_json(file: Path, content: dict[str, Any]) -> None:
+    file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _history(checkpoint: Path | None) -> list[dict[str, Any]]:
+    if checkpoint is None:
+        return []
+    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    history: list[dict[str, Any]] = state["log_history"]
+    return history
+
+
+def _is_first_process() -> bool:
+    from accelerate import PartialState
+
+    return bool(PartialState().is_main_process)
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Without the notes on a new head and on special tokens: what matters is said by us."""
+    from transformers.utils import logging
+
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)

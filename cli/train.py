@@ -1,0 +1,106 @@
+"""`adakron-export train`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import Field, fields
+from typing import Any
+
+import click
+
+from adakron_export.training.recipe import Recipe, setting_type
+
+from . import options
+
+# torchrun takes --r for an abbreviation of its own options.
+_NAMES = {"r": ("--r", "--adapter-size")}
+
+
+def _option(row: Field[Any]) -> Callable[[Any], Any]:
+    """The option of a setting: its name, type, choices, default and help are the recipe's."""
+    name = row.name.replace("_", "-")
+    kind = setting_type(row.name)
+    default = "" if row.default in (None, "") or kind is bool else f"  [default: {row.default}]"
+    if kind is bool:
+        switch = f"--{name}/--no-{name}"
+        return click.option(switch, row.name, default=None, help=row.metadata["help"])
+    choices = row.metadata["choices"]
+    return click.option(
+        *_NAMES.get(row.name, (f"--{name}",)),
+        row.name,
+        type=click.Choice([str(choice) for choice in choices]) if choices else kind,
+        metavar=row.metadata["metavar"],
+        help=row.metadata["help"] + default,
+    )
+
+
+class _Grouped(click.Command):
+    """Shows the options by what they are about."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        groups: dict[str, list[tuple[str, str]]] = {}
+        subjects = {row.name: row.metadata["group"] for row in fields(Recipe)}
+        for parameter in self.get_params(ctx):
+            record = parameter.get_help_record(ctx)
+            if record is not None:
+                groups.setdefault(subjects.get(str(parameter.name), "run"), []).append(record)
+        for name, records in groups.items():
+            with formatter.section(name.capitalize()):
+                formatter.write_dl(records)
+
+
+def _all_settings(command: Callable[..., None]) -> Callable[..., None]:
+    for row in reversed(fields(Recipe)):
+        command = _option(row)(command)
+    return command
+
+
+@click.command(cls=_Grouped)
+@click.option("-o", "--output", required=True, metavar="DIR", help="The checkpoint's folder.")
+@click.option("--config", metavar="FILE", help="A recipe; the command line wins over it.")
+@click.option("--resume", is_flag=True, help="Go on with the run in DIR; its settings are kept there.")
+@click.option("--overwrite", is_flag=True, help="Begin anew; a checkpoint in DIR is replaced at the end.")
+@options.as_json
+@_all_settings
+def train(output: str, *, config: str | None, resume: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
+    """Train adapters and a head on labelled text.
+
+    DATA is a TSV, CSV, JSON lines or Parquet file, a folder of them, glue:NAME, or the hub id of a data set. The
+    best checkpoint on the evaluation data becomes DIR, which PEFT loads and `adakron-export onnx` exports.
+    """
+    from adakron_export import train as run
+
+    given = {name: value for name, value in settings.items() if value is not None}
+    recipe = _recipe(output, config, given, resume=resume)
+    try:
+        result = run(recipe, output, resume=resume, overwrite=overwrite, progress=options.stage_printer(), bar=True)
+    except KeyboardInterrupt:
+        click.echo(f"\nstopped; go on with: adakron-export train -o {output} --resume", err=True)
+        sys.exit(130)
+    if not options.is_first_process():
+        return
+    if as_json:
+        options.print_json(result.to_json())
+        return
+    for name, value in result.metrics.items():
+        click.echo(f"{name.replace('_', ' '):<22}{value:.4f}{'  (decides)' if name == result.metric else ''}")
+    speed = f", {result.samples_per_second:.0f} texts per second" if result.samples_per_second else ""
+    click.echo(f"best at step {result.best_step} of {result.steps}{speed}")
+    click.echo(f"wrote {result.folder}")
+    click.echo(f"next: adakron-export onnx {result.folder} -o ARTIFACT")
+
+
+def _recipe(output: str, config: str | None, given: dict[str, Any], *, resume: bool) -> Recipe | None:
+    from adakron_export.training.recipe import make_recipe, read_settings
+
+    settings = {**(read_settings(config) if config else {}), **given}
+    if not resume:
+        return make_recipe(settings, source=config or "the command line")
+    if not settings:
+        return None
+    from pathlib import Path
+
+    from adakron_export.training.state import recipe_of_run
+
+    return make_recipe({**recipe_of_run(Path(output)).to_json(), **settings}, source=config or "the command line")
