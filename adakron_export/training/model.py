@@ -70,6 +70,8 @@ def find_backbone(recipe: Recipe) -> BackboneSource:
     """
     path = Path(recipe.backbone)
     if path.is_dir():
+        if recipe.revision:
+            raise BackboneError(f"{path} is a folder, which has no revision {recipe.revision!r}; leave --revision out")
         return BackboneSource(str(path.resolve()), path.resolve(), None)
     folder = hub.backbone_folder(recipe.backbone, recipe.revision, error=BackboneError)
     return BackboneSource(recipe.backbone, folder, folder.name)  # the cache names its folders by commit
@@ -154,11 +156,19 @@ def add_adapters(
         k=recipe.k,
         num_experts=recipe.num_experts,
         kron_order=recipe.kron_order,
+        layers_to_transform=_layers_of(model.config, recipe),
         task_type=peft_task_type(task),
         modules_to_save=fresh or None,
         revision=revision,
     )
     return with_adapter(model, adapter)
+
+
+def _layers_of(config: PretrainedConfig, recipe: Recipe) -> list[int] | None:
+    wanted, count = recipe.layer_indices(), getattr(config, "num_hidden_layers", None)
+    if wanted is not None and count is not None and wanted[-1] >= count:
+        raise TrainingError(f"layers is {recipe.layers!r}; the backbone has layers 0 to {count - 1}")
+    return wanted
 
 
 def count_parameters(model: nn.Module) -> ParameterCounts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from importlib import resources
@@ -51,6 +52,7 @@ class Recipe:
     max_answer_length: int = _setting(30, "In tokens.", group="data")
     r: int = _setting(48, "Width of the Kronecker product.", group="adapter")
     k: int = _setting(4, "Width of the second small network; divides r.", group="adapter")
+    layers: str | None = _setting(None, "Only these, such as 2-5 or 0,3.", group="adapter", metavar="FROM-TO")
     num_experts: int = _setting(1, "Networks in the mixture on the k-wide side.", group="adapter")
     kron_order: str = _setting("a2_a1", "Left factor first.", group="adapter", choices=("a2_a1", "a1_a2"))
     consistency: float = _setting(0.0, "Weight of AdaMix's consistency loss.", group="adapter")
@@ -94,8 +96,21 @@ class Recipe:
             )
         if not 0 < self.eval_share < 1:
             raise TrainingError(f"eval_share is {self.eval_share}; it must lie between 0 and 1")
+        self.layer_indices()
         if self.task is not None:
             object.__setattr__(self, "task", Task(self.task).value)
+
+    def layer_indices(self) -> list[int] | None:
+        """The layers that get an adapter, counted from 0; ``None`` is all of them."""
+        if self.layers is None:
+            return None
+        indices: set[int] = set()
+        for part in self.layers.split(","):
+            found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
+            if found is None or int(found[2] or found[1]) < int(found[1]):
+                raise TrainingError(f"layers is {self.layers!r}; write 2-5 or 0,3, counted from 0")
+            indices.update(range(int(found[1]), int(found[2] or found[1]) + 1))
+        return sorted(indices)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -149,8 +164,8 @@ def _converted(name: str, value: Any, source: str) -> Any:
     wanted = setting_type(name)
     if value is None or type(value) is wanted:
         return value
-    if wanted is str and isinstance(value, Path):
-        return str(value)
+    if wanted is str and isinstance(value, (Path, int)) and not isinstance(value, bool):
+        return str(value)  # `layers: 5` is a number to YAML
     number = wanted in (int, float) and isinstance(value, (int, float, str)) and not isinstance(value, bool)
     try:
         if number and wanted(value) == float(value):  # YAML reads 3e-4 as a text

@@ -215,6 +215,7 @@ class _Run:
         from adakron_export.training import state
         from adakron_export.training.card import training_card
         from adakron_export.training.curves import draw_curves
+        from adakron_export.training.model import load_tokenizer
 
         run = state.run_folder(self.folder)
         best = run / f"checkpoint-{record['best_step']}"
@@ -227,12 +228,20 @@ class _Run:
             _write_json(staged / ADAPTER_CONFIG, settings)
             trainer.model.get_base_model().config.to_json_file(staged / "config.json")
             copy_tokenizer((source.folder,), staged)
+            _keep_padding(staged / "tokenizer_config.json", load_tokenizer(source).pad_token)
             if (run / "tensorboard").is_dir():
                 shutil.copytree(run / "tensorboard", staged / "tensorboard")
             draw_curves(history, staged / CURVES, metric=record["metric"], best_step=record["best_step"])
             _write_json(staged / RECORD, record)
             (staged / "README.md").write_text(training_card(record, self.folder.name), encoding="utf-8")
             put_in_place(staged, self.folder)
+
+
+def _keep_padding(file: Path, token: str) -> None:
+    """What stood in for a padding token in training (GPT-2 has none) does so afterwards."""
+    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    if not settings.get("pad_token"):
+        _write_json(file, {**settings, "pad_token": token})
 
 
 def _write_json(file: Path, content: dict[str, Any]) -> None:
