@@ -83,6 +83,7 @@ def everything(model: Any) -> Any:
 METHODS: dict[str, tuple[Callable[[Any], Any] | None, dict[str, Any]]] = {
     "AdaKron r=24": (None, {}),
     "AdaKron r=48": (None, {"r": 48}),
+    "AdaKron r=36, layers 2-5": (None, {"r": 36, "layers": "2-5"}),
     "LoRA r=8": (lora, {"learning_rate": 1e-3}),
     "bottleneck": (bottleneck, {}),
     "BitFit": (bitfit, {}),
@@ -168,7 +169,7 @@ def run_apart(method: str, seed: int, data: Path, *, only_speed: bool, threads: 
     if done.returncode:
         raise RuntimeError(f"{method}: {done.stderr}")
     row: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    print(f"{method:<14} seed {seed} {step}: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
+    print(f"{method:<24} seed {seed} {step}: {done.stdout.splitlines()[-1]}", file=sys.stderr, flush=True)
     return row
 
 

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 
 from adakron_export import Recipe, train
+from adakron_export.adapter import hub
 from adakron_export.errors import BackboneError, DataError, TrainingError
 from adakron_export.tasks import Task
 from adakron_export.training.data import load_data
@@ -128,6 +129,7 @@ def test_glue_by_name(monkeypatch, name):
         asked.append(arguments)
         return datasets.DatasetDict({"train": table, task.evaluation: table, "test": table})
 
+    monkeypatch.setattr(hub, "check_dataset", lambda *_, **__: None)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     data, _ = load(f"glue:{name}")
     assert asked == [("nyu-mll/glue", name)]
@@ -190,7 +192,7 @@ def test_evaluation_data_that_does_not_fit(tmp_path):
     ("settings", "error", "message"),
     [
         ({"data": "/nowhere/train.tsv"}, DataError, "/nowhere/train.tsv: no such file or folder"),
-        ({"data": "nobody/nothing"}, DataError, "nobody/nothing: .*not readable from the hub"),
+        ({"data": "nobody/nothing"}, DataError, "nobody/nothing: .*hub cannot be reached"),
         ({"data": "glue:nothing"}, DataError, "glue:nothing: no such task; choose one of glue:cola"),
         ({"backbone": "nobody/nothing"}, BackboneError, "hub cannot be reached"),
         ({"text_column": "nothing"}, DataError, r"no column 'nothing' \(--text-column\); there are 'text', 'label'"),

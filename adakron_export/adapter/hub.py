@@ -29,7 +29,22 @@ def backbone_folder(name: str, revision: str | None, *, error: type[AdaKronError
     return folder if list(folder.glob("model*.safetensors")) else _snapshot(name, _OLD_BACKBONE, revision, error)
 
 
-def _snapshot(name: str, patterns: tuple[str, ...], revision: str | None, error: type[AdaKronError]) -> Path:
+def check_dataset(name: str, *, error: type[AdaKronError]) -> None:
+    """Raise at once where a data set cannot be had; `datasets` alone tries for half a minute.
+
+    Its card is what is asked for, and is kept, so that a data set that was read once is found without network.
+    """
+    _snapshot(name, ("README.md",), None, error, repo_type="dataset")
+
+
+def _snapshot(
+    name: str,
+    patterns: tuple[str, ...],
+    revision: str | None,
+    error: type[AdaKronError],
+    *,
+    repo_type: str | None = None,
+) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -50,7 +65,7 @@ def _snapshot(name: str, patterns: tuple[str, ...], revision: str | None, error:
         OSError: "no such folder, and it cannot be read from the hub",
     }
     try:
-        return Path(snapshot_download(name, allow_patterns=list(patterns), revision=revision))
+        return Path(snapshot_download(name, repo_type=repo_type, allow_patterns=list(patterns), revision=revision))
     except tuple(reasons) as found:
         reason = next(text for kind, text in reasons.items() if isinstance(found, kind))
         raise error(f"{name}: {reason}") from found

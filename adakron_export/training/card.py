@@ -35,8 +35,8 @@ def training_card(record: Mapping[str, Any], name: str) -> str:
 
 ## Evaluation
 
-At step {record["best_step"]} (epoch {record["best_epoch"]:g}), the best by {record["metric"].replace("_", " ")} of
-{record["evaluations"]}, on {record["rows"]["evaluation"]} rows on which it was also chosen:
+At step {record["best_step"]} (epoch {record["best_epoch"]:g}), the best by {record["metric"].replace("_", " ")} in
+{record["evaluations"]} evaluation(s), on {record["rows"]["evaluation"]} rows on which it was also chosen:
 
 | metric | value |
 |---|---|

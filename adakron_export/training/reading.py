@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from adakron_export.adapter import hub
 from adakron_export.errors import DataError, first_few
 from adakron_export.extras import require
 
@@ -114,11 +115,12 @@ def read_hub(name: str, splits: Sequence[str], *, config: str | None = None) -> 
         DataError: It cannot be read.
     """
     datasets = require("datasets", extra="train")
+    hub.check_dataset(name, error=DataError)
     try:
         found = datasets.load_dataset(name, config)
     except (OSError, ValueError, RuntimeError) as error:  # no network is a ConnectionError, and so an OSError
         reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-        raise DataError(f"{name}: no such file or folder, and not readable from the hub ({reason})") from error
+        raise DataError(f"{name}: cannot be read from the hub ({reason})") from error
     if "train" not in found:
         raise DataError(f"{name}: has no split 'train'; it has {', '.join(found)}")
     evaluation = next((split for split in splits if split in found), None)
