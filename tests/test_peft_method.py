@@ -81,6 +81,21 @@ def test_starts_as_the_identity_and_still_learns():
     assert all(parameter.grad.abs().max() > 0 for parameter in up)
 
 
+@pytest.mark.parametrize("num_experts", [1, 3])
+def test_training_begins_with_the_sign_of_what_it_reads(num_experts):
+    model = adapted(backbone_of("bert"), init_weights=True, num_experts=num_experts)
+    layer = model.base_model.model.bert.encoder.layer[0].output.dense
+    first, second, up = layer.networks("default")
+    assert not up.weight.any()
+    hidden = torch.randn(3, 32)
+    product = kron_rows(second(hidden), first(hidden)).detach()
+    mirrored = kron_rows(second(-hidden), first(-hidden)).detach()
+    even, odd = (product + mirrored) / 2, (product - mirrored) / 2
+    signs = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    torch.testing.assert_close(odd, kron_rows(signs.expand(3, 4), first(hidden)), rtol=0, atol=1e-6)
+    assert odd.abs().mean() > even.abs().mean() > 0
+
+
 def test_layer_is_the_equation():
     model = adapted(backbone_of("bert"), r=12, k=3, kron_order="a2_a1")
     layer = model.base_model.model.bert.encoder.layer[0].output.dense

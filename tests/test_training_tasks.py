@@ -21,8 +21,9 @@ from adakron_export.training.features import Tokenisation
 from adakron_export.training.labels import Labels
 from adakron_export.training.losses import count_terms, summed_loss, symmetric_divergence
 from adakron_export.training.metrics import IGNORED, sequence_metrics, spans, token_metrics
-from adakron_export.training.model import count_parameters
+from adakron_export.training.model import BackboneSource, count_parameters, load_tokenizer, load_trainable
 from adakron_export.training.reading import Rows
+from adakron_export.training.trainer import AdaKronTrainer, training_arguments
 from tiny import save_backbone
 
 
@@ -45,7 +46,7 @@ def write_lines(file, rows):
 
 def train_on(backbone, rows, folder, **settings):
     data = str(write_lines(folder / "train.jsonl", rows))
-    defaults = {"r": 8, "epochs": 6.0, "batch_size": 8, "learning_rate": 1e-2, "eval_data": data}
+    defaults = {"r": 32, "epochs": 8.0, "batch_size": 8, "learning_rate": 1e-2, "eval_data": data}
     return train(Recipe(backbone=str(backbone), data=data, **{**defaults, **settings}), folder / "out")
 
 
@@ -224,7 +225,7 @@ def test_what_the_backbone_lacks_is_trained_and_saved(tmp_path):
 
 def test_only_the_named_layers_get_adapters_and_gradients(bert, tmp_path):
     rows = [{"text": "the film was " + word, "label": word} for word in ("good", "bad") for _ in range(8)]
-    result = train_on(bert, rows, tmp_path, epochs=1.0, layers="1")
+    result = train_on(bert, rows, tmp_path, epochs=1.0, layers="1", r=8)
     assert result.parameters.adapters == 2 * 33 + 4 * 33 + 32 * 9
     assert json.loads((tmp_path / "out/adapter_config.json").read_text())["layers_to_transform"] == [1]
     assert export_onnx(tmp_path / "out", tmp_path / "artifact").written
@@ -308,30 +309,27 @@ def test_consistency_is_the_symmetric_divergence():
     assert same == 0
 
 
-def test_consistency_brings_the_experts_together(bert, tmp_path):
-    """The same run with and without: with it, two passes of one text disagree less."""
-    rows = [{"text": "the film was " + word, "label": word} for word in ("good", "bad") for _ in range(16)]
-    apart = {}
-    for weight in (0.0, 5.0):
-        folder = tmp_path / str(weight)
-        folder.mkdir()
-        train_on(bert, rows, folder, num_experts=4, consistency=weight, epochs=4.0)
-        apart[weight] = _disagreement(folder / "out")
-    assert apart[5.0] < apart[0.0]
-
-
-def _disagreement(folder):
-    from adakron_export import load_model
-
-    torch.manual_seed(0)
-    model = load_model(folder).eval()
-    for module in model.modules():
-        if hasattr(module, "num_experts"):
-            module.train()
-    inputs = AutoTokenizer.from_pretrained(folder)(["the film was good", "the film was bad"], return_tensors="pt")
-    with torch.no_grad():
-        passes = torch.stack([model(**inputs).logits.softmax(-1) for _ in range(40)])
-    return float(passes.std(0).mean())
+def test_the_consistency_loss_is_added_with_its_weight(bert, tmp_path):
+    source = BackboneSource(str(bert), bert, None)
+    labels = Labels("single_label_classification", ("bad", "good"))
+    batch = {"input_ids": torch.tensor([[2, 5, 9, 3]]), "attention_mask": torch.ones(1, 4, dtype=torch.long),
+             "labels": torch.tensor([1])}  # fmt: skip
+    losses = []
+    for weight in (0.0, 1.0, 3.0):
+        recipe = Recipe(backbone=str(bert), data="d", r=8, num_experts=4, consistency=weight, dropout=0.0)
+        torch.manual_seed(0)
+        model = load_trainable(source, recipe, Task.TEXT_CLASSIFICATION, labels, load_tokenizer(source)).train()
+        for name, parameter in model.named_parameters():
+            if "adakron_" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+        arguments = training_arguments(recipe, tmp_path, task=Task.TEXT_CLASSIFICATION, metric="accuracy")
+        trainer = AdaKronTrainer(model, recipe, task=Task.TEXT_CLASSIFICATION, problem_type=labels.problem_type,
+                                 pad_token_id=1, args=arguments, eval_dataset=[])  # fmt: skip
+        torch.manual_seed(1)  # which draws the experts of both passes
+        losses.append(trainer.compute_loss(model, batch).item())
+    apart = losses[1] - losses[0]
+    assert apart > 1e-3
+    assert losses[2] - losses[0] == pytest.approx(3 * apart, rel=1e-3)
 
 
 def test_hub_rows_have_names_instead_of_numbers(monkeypatch):

@@ -140,6 +140,10 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
 
         It starts as the identity because the up-projection starts at zero. The small networks start as any
         linear layer: were they zero too, the product would have no gradient and nothing would ever learn.
+
+        The biases of the k-wide one start at 1, -1, 1, ...: without biases the product of two linear functions of
+        ``hidden`` is the same for ``-hidden``, and training would begin blind to its sign. So the up-projection first
+        reads ``gelu(a1)`` and ``gelu(-a1)``, as of a bottleneck adapter, and the product grows out of that.
         """
         self.adakron_a1[adapter_name] = SmallNetwork(self.hidden, config.r // config.k)
         self.adakron_a2[adapter_name] = SmallNetwork(self.hidden, config.k, config.num_experts)
@@ -148,7 +152,11 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
         for network in self.networks(adapter_name):
             network.reset_parameters()
         if config.init_weights:
-            nn.init.zeros_(self.networks(adapter_name)[2].weight)
+            _, second, up = self.networks(adapter_name)
+            nn.init.zeros_(up.weight)
+            with torch.no_grad():
+                second.bias[..., 0::2] = 1.0
+                second.bias[..., 1::2] = -1.0
         self._move_adapter_to_device_of_base_layer(adapter_name)
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
