@@ -15,8 +15,9 @@ def model_card(artifact: Artifact, name: str) -> str:
     manifest = artifact.manifest
     adapter = manifest.adapter
     parity = artifact.parity()
+    error = float(parity["max_abs_error"]) if parity else 0.0
     verdict = (
-        f"{'passed' if parity['passed'] else 'FAILED'}: largest absolute error {parity['max_abs_error']:.3g} against "
+        f"{'passed' if parity['passed'] else 'FAILED'}: largest absolute error {error:.3g} against "
         f"{parity['reference']} on {len({row['batch'] for row in parity['rows']})} batches ({PARITY})"
         if parity
         else "not validated"

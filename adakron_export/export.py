@@ -26,8 +26,9 @@ from adakron_export.graph.targets import Target, lower, target_named
 from adakron_export.onnx_file import write_model
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.tokenizer_files import copy_tokenizer
-from adakron_export.validation.parity import TOLERANCES, ParityReport
-from adakron_export.verify import find_overflow, prove, tolerance_for
+from adakron_export.validation.parity import ParityReport
+from adakron_export.validation.tolerance import TOLERANCES, tolerance_for
+from adakron_export.verify import find_overflow, prove
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -95,7 +96,7 @@ def export_onnx(
     """
     folder = Path(output)
     lowered_for = target_named(target)
-    tolerance = tolerance_for(dtype, atol)
+    tolerance = tolerance_for(dtype).changed({"absolute": atol})
     _check_output(folder)
     if validate:
         require("onnxruntime", extra="cpu' or 'adakron-export[gpu")

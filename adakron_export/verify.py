@@ -1,25 +1,30 @@
-"""Proves an artifact against its checkpoint in eager PyTorch."""
+"""Proves an artifact against its checkpoint, or any two sides against each other."""
 
 from __future__ import annotations
 
-import tempfile
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from adakron_export.artifact import Artifact, open_artifact, sha256_of
+from adakron_export.artifact import Artifact, is_artifact, open_artifact, sha256_of
+from adakron_export.diagnosis import find_divergence
 from adakron_export.errors import ArtifactError, ExportError
-from adakron_export.onnx_file import write_model
-from adakron_export.runtimes.ort import Device, OrtRunner
-from adakron_export.validation.batches import InputSpace, make_batches
-from adakron_export.validation.parity import TOLERANCES, ParityReport, Tolerance, compare
+from adakron_export.input_space import model_space, read_config
+from adakron_export.runtimes.ort import Device
+from adakron_export.sides import Side, artifact_runner, eager_side, open_side, tokenizer_folder
+from adakron_export.validation.batches import NamedBatch, make_batches
+from adakron_export.validation.parity import ParityReport, compare
+from adakron_export.validation.tolerance import Tolerance, tolerance_for
 
 if TYPE_CHECKING:
     from adakron_export.adapter.task_model import TaskModel
+    from adakron_export.evaluation_data import EvaluationData
 
 Progress = Callable[[str], None]
-VALIDATED_LENGTH = 2048  # decoders name 100,000 positions and more, which no CPU can run in a minute
+PRECISIONS = ("fp32", "fp64")
+_DEFAULTS = {"device": "cpu", "against-device": "cpu", "reference": "fp32"}
 
 
 def validate(
@@ -28,40 +33,86 @@ def validate(
     against: str | Path,
     backbone: str | Path | None = None,
     device: str = "cpu",
+    against_device: str = "cpu",
+    reference: str = "fp32",
     atol: float | None = None,
+    rtol: float | None = None,
+    tolerance: Mapping[str, float] | None = None,
     seed: int = 0,
+    batch: str | None = None,
+    data: str | None = None,
+    limit: int | None = None,
+    max_drop: float = 0.005,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
-    """Compare an artifact with its checkpoint in eager PyTorch, fp32 and unfolded.
+    """Compare an artifact with its checkpoint in eager PyTorch, unfolded; or any two sides.
 
     Args:
-        artifact: The exported folder.
-        against: The checkpoint, as for `export_onnx`.
-        backbone: Its backbone; what the checkpoint names by default.
-        device: Where ONNX Runtime runs, ``cpu`` or ``cuda``.
+        artifact: The exported folder; a checkpoint is run in eager PyTorch.
+        against: What is right: the checkpoint, as for `export_onnx`, or another artifact.
+        backbone: The checkpoint's backbone; what it names by default.
+        device: Where the artifact runs: ``cpu``, ``cuda`` or ``tensorrt``.
+        against_device: Where the other side runs.
+        reference: Precision of the checkpoint in eager PyTorch, ``fp32`` or ``fp64``.
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
+        rtol: Added to ``atol``, as a share of the largest reference value.
+        tolerance: Other limits by name: ``cosine``, ``top1``, ``kl``.
         seed: Of the batches.
+        batch: Only the batch of this name.
+        data: Text to run both on, as for training; with labels, the task's metrics of both are compared.
+        limit: Draw so many of its rows.
+        max_drop: By how much the first metric may be worse, such as 0.005 of an accuracy from 0 to 1.
         progress: Told of each stage as it begins.
 
     Raises:
-        ArtifactError: The artifact is damaged.
-        CheckpointError: The checkpoint cannot be read, or has other inputs or outputs.
+        ArtifactError: The artifact is damaged, or the two have other inputs or outputs.
+        CheckpointError: The checkpoint cannot be read.
         RunnerError: The device is not available.
+        DataError: The text cannot be read, or has labels that the model does not know.
+        ExportError: A limit, a precision or a batch's name makes no sense.
     """
-    opened = open_artifact(artifact)
-    manifest = opened.manifest
-    progress("load the checkpoint and its backbone")
-    from adakron_export.adapter.checkpoint import find_checkpoint
-    from adakron_export.adapter.loading import load_task_model
+    if reference not in PRECISIONS:
+        raise ExportError(f"reference {reference!r} is unknown; choose fp32 or fp64")
+    task = open_artifact(artifact).manifest.task if is_artifact(Path(artifact)) else None
+    right = open_side(against, device=against_device, backbone=backbone, task=task, precision=reference,
+                      progress=progress)  # fmt: skip
+    candidate = open_side(artifact, device=device, backbone=backbone, progress=progress)
+    limits = tolerance_for(candidate.artifact.manifest.dtype if candidate.artifact else "fp32")
+    limits = limits.changed({"absolute": atol, "relative": rtol, **(tolerance or {})})
+    text = _read_text(right, data, limit, seed, progress) if data is not None else None
+    batches = _chosen([*make_batches(right.space, seed=seed), *(text.batches if text else ())], batch)
+    generated = [each for each in batches if not each.name.startswith("data-")]
+    report = _compare_sides(right, candidate, generated if batch is None else batches, limits, seed, progress)
+    if text is not None and batch is None:
+        from adakron_export.evaluation_data import compare_on_data
 
-    found = find_checkpoint(against, backbone)
-    eager = load_task_model(found, task=manifest.task)
-    tolerance = tolerance_for(manifest.dtype, atol)
-    report = prove(opened, eager, tolerance=tolerance, device=Device.named(device), seed=seed, progress=progress)
-    if sha256_of(found.weights) == manifest.adapter_source.sha256:
+        rows, accuracy = compare_on_data(right.runner, candidate.runner, text, tolerance=limits, max_drop=max_drop,
+                                         progress=progress)  # fmt: skip
+        report = replace(report, rows=(*report.rows, *rows), accuracy=accuracy)
+    wrong = {row.batch for row in report.rows if not row.passed}
+    if not wrong:
         return report
-    note = f"the artifact was exported from another {manifest.adapter_source.name} than {found.weights}"
-    return replace(report, notes=(*report.notes, note))
+    smallest = min(
+        (each for each in batches if each.name in wrong), key=lambda each: each.inputs[right.space.names[0]].size
+    )
+    progress("look for the first layer that diverges")
+    found = find_divergence(right, candidate, smallest, tolerance=limits)
+    options = {"against": against, "backbone": backbone, "device": device, "against-device": against_device,
+               "reference": reference, "atol": atol, "rtol": rtol, "seed": seed, "batch": smallest.name}  # fmt: skip
+    if text is not None and smallest in text.batches:
+        options |= {"data": data, "limit": limit}
+    return replace(report, divergence=found, repeat=_command(artifact, options, tolerance or {}))
+
+
+def _command(artifact: str | Path, options: Mapping[str, Any], tolerance: Mapping[str, float]) -> str:
+    """The command line of these options, defaults left out."""
+    words = ["adakron-export", "validate", str(artifact)]
+    for name, value in options.items():
+        if value is not None and value != _DEFAULTS.get(name):
+            words += [f"--{name}", str(value)]
+    for name, limit in tolerance.items():
+        words += ["--tolerance", f"{name}={limit}"]
+    return shlex.join(words)
 
 
 def prove(
@@ -89,83 +140,76 @@ def prove(
     Raises:
         ArtifactError: The two have other inputs or outputs.
     """
-    from adakron_export.runtimes.eager import EagerRunner
-
-    emulated = artifact.manifest.dtype != "fp32" and device is Device.CPU
-    runner = _emulated_runner(artifact) if emulated else OrtRunner(artifact, device=device)
-    reference = EagerRunner(eager)
-    if reference.input_names != runner.input_names or reference.output_names != runner.output_names:
-        raise ArtifactError(
-            f"{artifact.folder} and the checkpoint differ: inputs {runner.input_names} and {reference.input_names}, "
-            f"outputs {runner.output_names} and {reference.output_names}"
-        )
-    space = input_space(eager)
-    rows = compare(reference, runner, make_batches(space, seed=seed), tolerance=tolerance, progress=progress)
-    notes = []
-    if emulated:
-        notes.append(f"{artifact.manifest.dtype} on the CPU: fp32 operators, each result rounded")
-    longest = artifact.manifest.max_length
-    if longest is not None and longest > space.max_length:
-        notes.append(f"validated up to {space.max_length} of {longest} tokens")
-    if not space.left_padding:
-        notes.append("texts padded on the left were left out: this model's windows leave them undefined")
-    return ParityReport(reference.name, runner.name, tolerance, seed, tuple(rows), notes=tuple(notes))
-
-
-def _emulated_runner(artifact: Artifact) -> OrtRunner:
-    import onnx_ir as ir
-
-    from adakron_export.graph.emulation import emulate
-
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(emulate(ir.load(artifact.model)), Path(folder))
-        runner = OrtRunner(Artifact(Path(folder), replace(artifact.manifest, dtype="fp32")))
-    runner.name = f"onnxruntime CPUExecutionProvider, emulated {artifact.manifest.dtype}"
-    return runner
+    right = eager_side(eager, str(artifact.folder))
+    candidate = Side(str(artifact.folder), artifact_runner(artifact, device), right.space, artifact)
+    return _compare_sides(right, candidate, make_batches(right.space, seed=seed), tolerance, seed, progress)
 
 
 def find_overflow(folded: TaskModel) -> str | None:
     """The first module of a half-precision model that puts out NaN or Inf, and on which batch."""
+    import numpy as np
+
     from adakron_export.runtimes.eager import EagerRunner
 
     runner = EagerRunner(folded)
-    for batch in make_batches(input_space(folded)):
-        module = runner.first_non_finite(batch.inputs)
-        if module is not None:
-            return f"{module or 'the model'} overflows on batch {batch.name!r}"
+    for batch in make_batches(model_space(folded)):
+        for module, values in runner.trace(batch.inputs).items():
+            if not np.isfinite(values).all():
+                return f"{module} overflows on batch {batch.name!r}"
     return None
 
 
-def tolerance_for(dtype: str, atol: float | None) -> Tolerance:
-    """The tolerance of a dtype, or an absolute one.
+def _compare_sides(
+    right: Side, candidate: Side, batches: Sequence[NamedBatch], tolerance: Tolerance, seed: int, progress: Progress
+) -> ParityReport:
+    left, other = right.runner, candidate.runner
+    if set(left.input_names) != set(other.input_names) or set(left.output_names) != set(other.output_names):
+        raise ArtifactError(
+            f"{candidate.path} and {right.path} differ: inputs {other.input_names} and {left.input_names}, "
+            f"outputs {other.output_names} and {left.output_names}"
+        )
+    try:
+        rows = compare(left, other, batches, tolerance=tolerance, progress=progress)
+    except ValueError as error:
+        raise ArtifactError(f"{candidate.path} and {right.path} are different models: {error}") from error
+    notes = _notes(right, candidate)
+    return ParityReport(left.name, other.name, tolerance, seed, tuple(rows), notes=tuple(notes))
 
-    Raises:
-        ExportError: The dtype is unknown or the number is negative.
-    """
-    if dtype not in TOLERANCES:
-        raise ExportError(f"dtype {dtype!r} is unknown; choose one of {', '.join(TOLERANCES)}")
-    if atol is None:
-        return TOLERANCES[dtype]
-    if not atol >= 0:
-        raise ExportError(f"atol is {atol}; it must be a number of at least 0")
-    return Tolerance(absolute=atol)
+
+def _notes(right: Side, candidate: Side) -> list[str]:
+    notes = []
+    manifest = candidate.artifact.manifest if candidate.artifact else None
+    if manifest is not None and ", emulated" in candidate.runner.name:
+        notes.append(f"{manifest.dtype} on the CPU: fp32 operators, each result rounded")
+    longest = manifest.max_length if manifest else None
+    if longest is not None and longest > right.space.max_length:
+        notes.append(f"validated up to {right.space.max_length} of {longest} tokens")
+    if not right.space.left_padding:
+        notes.append("texts padded on the left were left out: this model's windows leave them undefined")
+    if manifest and right.checkpoint and sha256_of(right.checkpoint.weights) != manifest.adapter_source.sha256:
+        named = manifest.adapter_source.name
+        notes.append(f"the artifact was exported from another {named} than {right.checkpoint.weights}")
+    return notes
 
 
-def input_space(model: TaskModel) -> InputSpace:
-    """What a model accepts."""
-    from adakron_export.adapter.task_model import position_limit
+def _read_text(side: Side, source: str, limit: int | None, seed: int, progress: Progress) -> EvaluationData:
+    from adakron_export.evaluation_data import read_evaluation, tokenizer_of
+    from adakron_export.tasks import Task
 
-    config = model.config
-    names = tuple(model.signature.inputs)
-    if "pixel_values" in names:
-        shape = (config.num_channels, config.image_size, config.image_size)
-        return InputSpace(names, vocab_size=0, pad_id=0, max_length=0, image_shape=shape)
-    longest = position_limit(model.model) or getattr(config, "max_position_embeddings", None) or VALIDATED_LENGTH
-    return InputSpace(
-        names,
-        vocab_size=config.vocab_size,
-        pad_id=config.pad_token_id if config.pad_token_id is not None else 0,
-        max_length=min(longest, VALIDATED_LENGTH),
-        # A padded first token whose window holds only padding attends to nothing: PyTorch leaves its value open.
-        left_padding=getattr(config, "local_attention", None) is None,
-    )
+    if side.artifact is not None:
+        folder, task = side.artifact.folder, Task(side.artifact.manifest.task)
+        config = read_config(side.artifact)
+    else:
+        assert side.eager is not None
+        assert side.checkpoint is not None
+        folder, task, config = tokenizer_folder(side.checkpoint), side.eager.task, side.eager.config.to_dict()
+    tokenizer = tokenizer_of(folder)
+    return read_evaluation(source, task=task, config=config, tokenizer=tokenizer, space=side.space, limit=limit,
+                           seed=seed, say=progress)  # fmt: skip
+
+
+def _chosen(batches: list[NamedBatch], name: str | None) -> list[NamedBatch]:
+    chosen = [batch for batch in batches if name in (None, batch.name)]
+    if not chosen:
+        raise ExportError(f"there is no batch {name!r}; there are {', '.join(batch.name for batch in batches)}")
+    return chosen

@@ -13,7 +13,7 @@ import click
 backbone = click.option("--backbone", metavar="DIR_OR_ID", help="The backbone; by default what the checkpoint names.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 task = click.option("--task", metavar="NAME", help="Such as text-classification; inferred by default.")
-device = click.option("--device", default="cpu", show_default=True, help="cpu or cuda; never replaced by another.")
+device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or tensorrt; no other instead.")
 atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
 
 

@@ -74,7 +74,7 @@ def test_no_validate(cli, tmp_path):
         (["onnx", DEMO, "-o", "out", "--opset", "9"], "error: opset 9 is not supported"),
         (["inspect", "nowhere"], "error: nowhere"),
         (["validate", "nowhere", "--against", DEMO], "error: nowhere: no such folder"),
-        (["validate", DEMO, "--against", DEMO], "not an artifact (adakron_export.json is missing)"),
+        (["predict", DEMO, "--text", "x"], "not an artifact (adakron_export.json is missing)"),
         (["convert", DEMO, "--backbone", DEMO / "backbone", "-o", "out"], "is a PEFT checkpoint already"),
         (["predict", "nowhere", "--text", "x"], "error: nowhere: no such folder"),
         (["onnx", DEMO], "Missing option '-o'"),

@@ -141,7 +141,7 @@ def _keep_module_names(model: ir.Model, prefix: str) -> None:
         modules = [name for name in re.findall(r"'([^']*)'", scopes) if name.startswith(prefix)]
         node.metadata_props.clear()
         node.doc_string = None
-        if len(modules) > 1:  # the last scope is the torch operation itself
+        if modules:
             node.metadata_props[MODULE_KEY] = modules[-1].removeprefix(prefix)
         for value in node.outputs:
             value.metadata_props.clear()

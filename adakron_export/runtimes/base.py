@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import numpy as np
@@ -35,6 +35,14 @@ class Runner(Protocol):
 
         Returns:
             Every output by name, float32.
+
+        Raises:
+            RunnerError: The batch does not fit.
+        """
+        ...
+
+    def prepare(self, batch: Batch) -> Callable[[], float]:
+        """Put a batch where the runtime computes; each call of what comes back runs it and returns the seconds.
 
         Raises:
             RunnerError: The batch does not fit.

@@ -2,49 +2,94 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
+
 import numpy as np
 import torch
+from torch import Tensor
 
 from adakron_export.adapter.task_model import TaskModel
+from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array, Batch, check_batch
 
 
 class EagerRunner:
-    """A `TaskModel`, folded or not, on the CPU."""
+    """A `TaskModel`, folded or not.
 
-    def __init__(self, model: TaskModel, *, name: str = "eager PyTorch fp32") -> None:
-        self.name = name
-        self.model = model.eval()
+    Args:
+        model: Moved to the device and put into eval mode.
+        device: ``cpu`` or ``cuda``.
+
+    Raises:
+        RunnerError: There is no such device here.
+    """
+
+    def __init__(self, model: TaskModel, *, device: str = "cpu") -> None:
+        if device not in ("cpu", "cuda"):
+            raise RunnerError(f"eager PyTorch runs on cpu or cuda, not on {device!r}")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise RunnerError(f"this PyTorch ({torch.__version__}) sees no CUDA device; use device cpu")
+        self.model = model.eval().to(device)
+        self.device = device
+        kind = {torch.float32: "fp32", torch.float64: "fp64"}.get(self._floating, str(self._floating)[6:])
+        self.name = f"eager PyTorch {kind}" + (" on CUDA" if device == "cuda" else "")
         self.input_names = tuple(model.signature.inputs)
         self.output_names = tuple(model.signature.outputs)
 
-    def first_non_finite(self, batch: Batch) -> str | None:
-        """Name of the first module, in the order they finish, that puts out NaN or Inf on a batch."""
-        found: list[str] = []
+    @property
+    def _floating(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `Runner.run`."""
+        with torch.inference_mode():
+            outputs = self.model(*self._tensors(batch))
+        return {name: out.cpu().numpy() for name, out in zip(self.output_names, outputs, strict=True)}
+
+    def prepare(self, batch: Batch) -> Callable[[], float]:
+        """A timed run; see `Runner.prepare`. On CUDA the batch is there already, and events take the time."""
+        tensors = self._tensors(batch)
+        return (lambda: self._timed_on_cuda(tensors)) if self.device == "cuda" else (lambda: self._timed(tensors))
+
+    def _timed(self, tensors: list[Tensor]) -> float:
+        start = time.perf_counter()
+        with torch.inference_mode():
+            self.model(*tensors)
+        return time.perf_counter() - start
+
+    def _timed_on_cuda(self, tensors: list[Tensor]) -> float:
+        start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        with torch.inference_mode():
+            start.record()  # type: ignore[no-untyped-call, unused-ignore]
+            self.model(*tensors)
+            end.record()  # type: ignore[no-untyped-call, unused-ignore]
+        end.synchronize()  # type: ignore[no-untyped-call, unused-ignore]
+        return float(start.elapsed_time(end)) / 1000
+
+    def trace(self, batch: Batch) -> dict[str, Array]:
+        """What each module puts out, in the order in which they end; of one that runs several times, the last."""
+        found: dict[str, Array] = {}
 
         def watch(name: str, output: object) -> None:
-            tensors = output if isinstance(output, tuple) else (output,)
-            floating = [t for t in tensors if isinstance(t, torch.Tensor) and t.is_floating_point()]
-            if not all(bool(torch.isfinite(tensor).all()) for tensor in floating):
-                found.append(name)
+            first = output[0] if isinstance(output, tuple) and output else output
+            if isinstance(first, Tensor) and first.is_floating_point():
+                found.pop(name, None)
+                found[name] = first.detach().to(torch.float64).cpu().numpy()
 
         hooks = [
             module.register_forward_hook(lambda _module, _args, output, name=name: watch(name, output))
             for name, module in self.model.model.named_modules()
+            if name
         ]
         try:
             self.run(batch)
         finally:
             for hook in hooks:
                 hook.remove()
-        return found[0] if found else None
+        return found
 
-    def run(self, batch: Batch) -> dict[str, Array]:
-        """Run one batch; see `Runner.run`."""
+    def _tensors(self, batch: Batch) -> list[Tensor]:
         check_batch(batch, self.input_names)
-        tensors = [torch.from_numpy(np.ascontiguousarray(batch[name])) for name in self.input_names]
-        floating = next(self.model.parameters()).dtype
-        tensors = [tensor.to(floating) if tensor.is_floating_point() else tensor for tensor in tensors]
-        with torch.inference_mode():
-            outputs = self.model(*tensors)
-        return {name: out.numpy() for name, out in zip(self.output_names, outputs, strict=True)}
+        tensors = [torch.from_numpy(np.ascontiguousarray(batch[name])).to(self.device) for name in self.input_names]
+        return [tensor.to(self._floating) if tensor.is_floating_point() else tensor for tensor in tensors]

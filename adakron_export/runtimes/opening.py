@@ -16,7 +16,7 @@ def open_runner(
 
     Args:
         path: An artifact (needs no torch), or a checkpoint as for `load_model`.
-        device: ``cpu`` or ``cuda``; never replaced by another one. Checkpoints run on the CPU.
+        device: ``cpu``, ``cuda`` or, for artifacts, ``tensorrt``; never replaced by another one.
         threads: Threads of one operator (artifacts); the runtime's choice by default.
         backbone: The checkpoint's backbone, where it names none.
 
@@ -30,4 +30,4 @@ def open_runner(
     from adakron_export.adapter.loading import load_task_model
     from adakron_export.runtimes.eager import EagerRunner
 
-    return EagerRunner(load_task_model(path, backbone=backbone))
+    return EagerRunner(load_task_model(path, backbone=backbone), device=device)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
+import time
+from collections.abc import Callable, Iterable
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -11,16 +14,24 @@ from typing import Any
 import numpy as np
 
 from adakron_export.artifact import Artifact, Manifest
-from adakron_export.errors import RunnerError
+from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
 from adakron_export.runtimes.base import Array, Batch, check_batch
 
+# What a model spends its time on; ONNX Runtime may well compute shapes on the CPU while these run on a GPU.
+_HEAVY = {
+    "Attention", "BiasGelu", "BiasSoftmax", "Conv", "DynamicQuantizeMatMul", "EmbedLayerNormalization", "Erf",
+    "FastGelu", "FusedGemm", "FusedMatMul", "Gelu", "Gemm", "LayerNormalization", "MatMul", "MatMulInteger",
+    "MatMulNBits", "MultiHeadAttention", "QLinearMatMul", "QuickGelu", "SkipLayerNormalization", "Softmax",
+}  # fmt: skip
+
 
 class Device(StrEnum):
-    """Where a session runs."""
+    """Where a session runs, and through which provider."""
 
     CPU = "cpu"
     CUDA = "cuda"
+    TENSORRT = "tensorrt"
 
     @classmethod
     def named(cls, name: str) -> Device:
@@ -32,17 +43,25 @@ class Device(StrEnum):
         try:
             return cls(name)
         except ValueError as error:
-            raise RunnerError(f"device {name!r} is unknown; choose cpu or cuda") from error
+            raise RunnerError(f"device {name!r} is unknown; choose {', '.join(cls)}") from error
 
     @property
     def provider(self) -> str:
         """ONNX Runtime's name of it."""
-        return {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[self.value]
+        names = {
+            "cpu": "CPUExecutionProvider",
+            "cuda": "CUDAExecutionProvider",
+            "tensorrt": "TensorrtExecutionProvider",
+        }
+        return names[self.value]
 
-    @property
-    def settings(self) -> dict[str, str]:
+    def settings(self, *, cuda_graphs: bool) -> dict[str, str]:
         """The provider's options: fp32 is fp32, where CUDA would by default round products to TF32's 10 bits."""
-        return {"use_tf32": "0"} if self is Device.CUDA else {}
+        if self is Device.CUDA:
+            return {"use_tf32": "0", **({"enable_cuda_graph": "1"} if cuda_graphs else {})}
+        if self is Device.TENSORRT:
+            return {"trt_cuda_graph_enable": "1"} if cuda_graphs else {}
+        return {}
 
 
 class OrtRunner:
@@ -52,55 +71,156 @@ class OrtRunner:
         artifact: The opened folder, or the manifest and file of one that is being made.
         device: Where to run; another provider is never used in its place.
         threads: Of one operator; ONNX Runtime's choice by default.
+        optimize: Whether ONNX Runtime may rewrite the graph; without, every value can be looked at.
+        cuda_graphs: Whether launches are recorded once per batch of `prepare` and replayed; only for timing.
 
     Raises:
-        RunnerError: The device is not available, or ONNX Runtime refuses the graph.
+        RunnerError: The device is not available, does not compute all of the graph, or ONNX Runtime refuses it.
         MissingPackageError: ONNX Runtime is not installed.
     """
 
-    def __init__(self, artifact: Artifact, *, device: Device = Device.CPU, threads: int | None = None) -> None:
+    def __init__(
+        self, artifact: Artifact, *, device: Device = Device.CPU, threads: int | None = None, optimize: bool = True,
+        cuda_graphs: bool = False,
+    ) -> None:  # fmt: skip
         self.manifest = artifact.manifest
-        self.session = _open_session(artifact.model, self.manifest, device, threads)
+        self.device = device
+        options = _session_options(threads, optimize=optimize)
+        provider = (device.provider, device.settings(cuda_graphs=cuda_graphs))
+        self.session = _open_session(artifact.model, self.manifest, provider, options)
+        _check_placement(self.session, device.provider)
         self.name = f"onnxruntime {device.provider}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)
         self.output_names = tuple(info.name for info in self.manifest.outputs)
+        self._graph_ids = itertools.count(1) if cuda_graphs else itertools.repeat(-1)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
+        outputs = self._guarded(lambda: self.session.run(list(self.output_names), self._feed(batch)))
+        return dict(zip(self.output_names, outputs, strict=True))
+
+    def prepare(self, batch: Batch) -> Callable[[], float]:
+        """A timed run; see `Runner.prepare`. On a GPU inputs and outputs are bound there, and each run is awaited."""
+        feed, names = self._feed(batch), list(self.output_names)
+        if self.device is Device.CPU:
+            return lambda: _seconds(lambda: self.session.run(names, feed))
+        import onnxruntime as ort  # noqa: TID253, RUF100
+
+        binding = self.session.io_binding()
+        for name, array in feed.items():
+            binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
+        for name, array in self.run(batch).items():  # a recorded launch needs outputs that stay where they are
+            binding.bind_ortvalue_output(
+                name, ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, "cuda", 0)
+            )
+        options = ort.RunOptions()
+        options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
+
+        def once() -> None:
+            self.session.run_with_iobinding(binding, options)
+            binding.synchronize_outputs()
+
+        return lambda: _seconds(once)
+
+    def _feed(self, batch: Batch) -> dict[str, Array]:
         check_batch(batch, self.input_names)
-        feed = {info.name: np.asarray(batch[info.name], dtype=info.dtype) for info in self.manifest.inputs}
+        feed = {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype) for info in self.manifest.inputs}
         longest = self.manifest.max_length
         tokens = next(iter(feed.values())).shape[1]
         if longest is not None and "input_ids" in feed and tokens > longest:
             raise RunnerError(f"the batch is {tokens} tokens long, the model takes {longest}; truncate the texts")
-        return dict(zip(self.output_names, self.session.run(list(self.output_names), feed), strict=True))
+        return feed
+
+    def _guarded(self, run: Callable[[], Any]) -> Any:
+        try:
+            return run()
+        except Exception as error:  # its exceptions share no base class
+            raise RunnerError(f"{self.name} cannot run this batch: {_first_line(error)}") from error
 
 
-def _open_session(model: Path, manifest: Manifest, device: Device, threads: int | None) -> Any:
-    if manifest.dtype == "bf16" and device is Device.CPU:
-        raise RunnerError("ONNX Runtime has no bf16 on the CPU; open it with device cuda, or export fp32 for the CPU")
+def _seconds(run: Callable[[], Any]) -> float:
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
+
+
+def _session_options(threads: int | None, *, optimize: bool) -> Any:
     ort = require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
-    if device.provider not in ort.get_available_providers():
+    options = ort.SessionOptions()
+    options.log_severity_level = 4  # fatal; its errors come as exceptions too, which we show
+    options.add_session_config_entry("session.record_ep_graph_assignment_info", "1")
+    if threads is not None:
+        if threads < 1:
+            raise RunnerError(f"threads is {threads}; it must be at least 1")
+        options.intra_op_num_threads = threads
+    if not optimize:
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    return options
+
+
+def _open_session(model: Path, manifest: Manifest, provider: tuple[str, dict[str, str]], options: Any) -> Any:
+    name = provider[0]
+    if manifest.dtype == "bf16" and name == Device.CPU.provider:
+        raise RunnerError("ONNX Runtime has no bf16 on the CPU; open it with device cuda, or export fp32 for the CPU")
+    import onnxruntime as ort  # noqa: TID253, RUF100
+
+    if name not in ort.get_available_providers():
         raise RunnerError(
-            f"this onnxruntime has no {device.provider} (it has {', '.join(ort.get_available_providers())}); "
-            "for CUDA install adakron-export[gpu] instead of adakron-export[cpu]"
+            f"this onnxruntime has no {name} (it has {', '.join(ort.get_available_providers())}); "
+            "for a GPU install adakron-export[gpu] instead of adakron-export[cpu]"
         )
-    if device is Device.CUDA:
+    if name != Device.CPU.provider:
         with contextlib.redirect_stdout(sys.stderr):  # it prints, and our stdout is the result
             ort.preload_dlls()  # CUDA and cuDNN of NVIDIA's pip packages, which torch brings along
-    options = ort.SessionOptions()
-    options.log_severity_level = 3  # errors; warnings of its optimisers are no news to our users
-    if threads is not None:
-        options.intra_op_num_threads = threads
     try:
         session = ort.InferenceSession(
-            model,
-            options,
-            providers=[(device.provider, device.settings)],
-            disabled_optimizers=list(manifest.disabled_optimizers),
+            model, options, providers=[provider], disabled_optimizers=list(manifest.disabled_optimizers)
         )
     except Exception as error:  # its exceptions share no base class
-        raise RunnerError(f"ONNX Runtime {ort.__version__} refuses {model}: {str(error)[:400]}") from error
-    if session.get_providers()[0] != device.provider:
-        raise RunnerError(f"ONNX Runtime fell back from {device.provider} to {session.get_providers()[0]}")
+        raise RunnerError(f"ONNX Runtime {ort.__version__} refuses {model}: {_first_line(error)}") from error
+    if session.get_providers()[0] != name:
+        raise RunnerError(f"ONNX Runtime fell back from {name} to {session.get_providers()[0]}")
+    _check_signature(session, manifest, model)
     return session
+
+
+def _check_signature(session: Any, manifest: Manifest, model: Path) -> None:
+    for kind, infos, values in (
+        ("inputs", manifest.inputs, session.get_inputs()),
+        ("outputs", manifest.outputs, session.get_outputs()),
+    ):
+        said, found = {info.name for info in infos}, {value.name for value in values}
+        if not said <= found or (kind == "inputs" and said != found):
+            raise RunnerError(f"{model} has the {kind} {', '.join(sorted(found))}, its manifest says {sorted(said)}")
+
+
+def _check_placement(session: Any, provider: str) -> None:
+    """Refuse a session that computes on the CPU what was meant for another device, whatever its providers say."""
+    if provider == Device.CPU.provider or not hasattr(session, "get_provider_graph_assignment_info"):
+        return
+    elsewhere = misplaced(session.get_provider_graph_assignment_info(), provider)
+    if elsewhere:
+        raise RunnerError(
+            f"{provider} leaves {len(elsewhere)} operators to the CPU ({first_few(elsewhere, 3)}); it would be slow "
+            "without a word: export with another dtype or target, or run on device cpu"
+        )
+
+
+def misplaced(assignments: Iterable[Any], provider: str) -> list[str]:
+    """Operators that take time and were not given to a provider.
+
+    Args:
+        assignments: ONNX Runtime's own account of its sub-graphs, each with a provider and nodes.
+        provider: Where they should be.
+    """
+    return [
+        f"{node.name} ({node.op_type})"
+        for part in assignments
+        if part.ep_name != provider
+        for node in part.get_nodes()
+        if node.op_type in _HEAVY
+    ]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from adakron_export.errors import DataError, first_few
 from adakron_export.training.columns import Columns, choose_columns
-from adakron_export.training.glue import REPOSITORY, GlueTask, glue_task
+from adakron_export.training.glue import REPOSITORY, glue_task
 from adakron_export.training.labels import Labels, find_labels
 from adakron_export.training.metrics import metric_names
 from adakron_export.training.reading import EVAL_NAMES, Rows, read_files, read_hub, split_files
@@ -50,7 +50,7 @@ def load_data(recipe: Recipe, say: Callable[[str], None]) -> TrainingData:
         DataError: It cannot be read, understood or learned from.
     """
     glue = glue_task(recipe.data)
-    train, evaluation = _read_both(recipe, glue)
+    train, evaluation = read_source(recipe)
     for note in train.notes:
         say(note)
     columns = choose_columns(train, recipe, glue)
@@ -83,7 +83,13 @@ def _deciding_first(names: tuple[str, ...], wanted: str | None) -> tuple[str, ..
     return (wanted, *(name for name in names if name != wanted))
 
 
-def _read_both(recipe: Recipe, glue: GlueTask | None) -> tuple[Rows, Rows | None]:
+def read_source(recipe: Recipe) -> tuple[Rows, Rows | None]:
+    """The rows to train on and, where there are some, to evaluate on.
+
+    Raises:
+        DataError: They cannot be read.
+    """
+    glue = glue_task(recipe.data)
     if glue is not None:
         train, evaluation = read_hub(REPOSITORY, (glue.evaluation,), config=recipe.data.partition(":")[2])
     else:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,25 +39,42 @@ def metrics_function(data: TrainingData, recipe: Recipe, features: Any) -> Calla
 
 
 def _answer_function(data: TrainingData, recipe: Recipe, features: Any) -> Callable[[Any], dict[str, float]]:
+    answers = _expected_answers(data)
+    asked = sorted(set(features["row"]))
+
+    def compute(prediction: Any) -> dict[str, float]:
+        found = find_answers(data, recipe, features, prediction.predictions)
+        return answer_metrics(found, [answers[row] for row in asked])
+
+    return compute
+
+
+def find_answers(data: TrainingData, recipe: Recipe, features: Any, logits: Sequence[Any]) -> list[str]:
+    """The answer to each question, in the order of the rows.
+
+    Args:
+        data: With the evaluation rows.
+        recipe: How answers are searched.
+        features: The tokenised windows.
+        logits: Start and end logits, ``[windows, tokens]`` each.
+    """
     assert data.columns.pair is not None
-    assert data.columns.label is not None
     contexts = data.evaluation.columns[data.columns.pair]
-    answers = [_texts(value) for value in data.evaluation.columns[data.columns.label]]
     windows: dict[int, list[int]] = {}
     for index, row in enumerate(features["row"]):
         windows.setdefault(row, []).append(index)
     offsets = features["offsets"]
-    search = AnswerSearch(recipe.n_best, recipe.max_answer_length, may_be_none=not all(answers))
+    search = AnswerSearch(recipe.n_best, recipe.max_answer_length, may_be_none=not all(_expected_answers(data)))
+    starts, ends = (np.asarray(part, dtype=np.float32) for part in logits[:2])
+    return [
+        search.best([(starts[index], ends[index], offsets[index]) for index in indices], contexts[row])
+        for row, indices in sorted(windows.items())
+    ]
 
-    def compute(prediction: Any) -> dict[str, float]:
-        starts, ends = (np.asarray(part, dtype=np.float32) for part in prediction.predictions[:2])
-        found = [
-            search.best([(starts[index], ends[index], offsets[index]) for index in indices], contexts[row])
-            for row, indices in sorted(windows.items())
-        ]
-        return answer_metrics(found, [answers[row] for row in sorted(windows)])
 
-    return compute
+def _expected_answers(data: TrainingData) -> list[list[str]]:
+    assert data.columns.label is not None
+    return [_texts(value) for value in data.evaluation.columns[data.columns.label]]
 
 
 def _texts(value: Any) -> list[str]:

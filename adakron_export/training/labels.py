@@ -24,11 +24,13 @@ class Labels:
         problem_type: As in transformers' configurations; ``None`` where there is none of the three.
         names: Of the classes in their order; empty without classes.
         separator: Between the labels of one text, where they stand in one string.
+        origin: Who has these labels, for messages.
     """
 
     problem_type: str | None
     names: tuple[str, ...] = ()
     separator: str | None = None
+    origin: str = "the training data"
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -89,7 +91,7 @@ def encode_labels(rows: Rows, columns: Columns, labels: Labels) -> list[Any]:
         known = [[class_name(name) for name in _several(value, labels.separator)] for value in values]
     else:
         known = [[class_name(tag) for tag in as_words(value)] for value in values]
-    _check_known(known, rows, numbers)
+    _check_known(known, rows, numbers, labels.origin)
     if labels.problem_type == SINGLE:
         return [numbers[names[0]] for names in known]
     if labels.problem_type == MULTI:
@@ -97,13 +99,13 @@ def encode_labels(rows: Rows, columns: Columns, labels: Labels) -> list[Any]:
     return [[numbers[name] for name in names] for names in known]
 
 
-def _check_known(known: Sequence[Sequence[str]], rows: Rows, numbers: dict[str, int]) -> None:
+def _check_known(known: Sequence[Sequence[str]], rows: Rows, numbers: dict[str, int], origin: str) -> None:
     strange = {
         name: place for names, place in zip(known, rows.places, strict=True) for name in names if name not in numbers
     }
     if strange:
         found = first_few([f"{name!r} ({place})" for name, place in strange.items()], 3)
-        raise DataError(f"labels that the training data does not have: {found}; it has {first_few(numbers, 8)}")
+        raise DataError(f"labels that {origin} does not have: {found}; it has {first_few(numbers, 8)}")
 
 
 def class_name(value: Any) -> str:

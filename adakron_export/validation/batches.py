@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array
+
+_TYPICAL_TOKENS, _SPREAD = 24, 0.6  # lengths of real texts are about log-normal
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +22,8 @@ class InputSpace:
         vocab_size: Token ids lie below it.
         pad_id: Of the padding token.
         max_length: The longest input to try, in tokens.
+        special_ids: Tokens that stand for no piece of text.
+        frame: The tokens that open and close a text, where the tokenizer adds them.
         left_padding: Whether texts may be padded in front.
         image_shape: ``(channels, height, width)`` of an image model.
     """
@@ -26,6 +32,8 @@ class InputSpace:
     vocab_size: int
     pad_id: int
     max_length: int
+    special_ids: frozenset[int] = frozenset()
+    frame: tuple[int, int] | None = None
     left_padding: bool = True
     image_shape: tuple[int, int, int] | None = None
 
@@ -39,50 +47,108 @@ class NamedBatch:
 
 
 def make_batches(space: InputSpace, *, seed: int = 0) -> list[NamedBatch]:
-    """Batch 1 and more, one token and the maximum length, different lengths with padding on either side.
+    """Texts of realistic lengths, and every corner that has broken an export: see docs/validation.md.
 
     Args:
         space: What the model accepts.
-        seed: Same seed, same batches.
+        seed: Same seed, same batches; each batch has random numbers of its own, so that it can be made alone.
     """
-    rng = np.random.default_rng(seed)
     if space.image_shape is not None:
         return [
-            NamedBatch(f"{size} image(s)", {"pixel_values": _pixels(rng, size, space.image_shape)}) for size in (1, 3)
+            NamedBatch(name, {"pixel_values": _random(seed, name).standard_normal((size, *space.image_shape), "f4")})
+            for name, size in (("one-image", 1), ("three-images", 3))
         ]
     longest = space.max_length
-    middle = max(2, min(24, longest - 1))
+    middle = max(2, min(_TYPICAL_TOKENS, longest - 1))
     mixed = [middle, max(1, middle // 2), max(1, middle // 5), 1]
-    plans = [
-        ("one text of one token", [1], "right"),
-        ("one text", [middle], "right"),
-        ("different lengths, padded right", mixed, "right"),
-        ("different lengths, padded left", mixed, "left"),
-        ("the maximum length", [longest], "right"),
-        ("the maximum length, padded", [longest, max(1, longest // 3)], "right"),
-    ]
+    plans: dict[str, Callable[[np.random.Generator], dict[str, Array]]] = {
+        "one-token": lambda rng: _texts(rng, space, [1]),
+        "one-text": lambda rng: _texts(rng, space, [middle]),
+        "padded-right": lambda rng: _texts(rng, space, mixed),
+        "padded-left": lambda rng: _texts(rng, space, mixed, on_the_left=True),
+        "padded-tail": lambda rng: _texts(rng, space, mixed[1:3], tokens=middle),
+        "repeated-token": lambda rng: _texts(rng, space, [middle, middle], repeat=True),
+        "realistic": lambda rng: _texts(rng, space, _realistic_lengths(rng, 8, longest)),
+        "max-length": lambda rng: _texts(rng, space, [longest]),
+        "max-length-padded": lambda rng: _texts(rng, space, [longest, max(1, longest // 3)]),
+    }
     return [
-        NamedBatch(name, _texts(rng, space, lengths, side))
-        for name, lengths, side in plans
-        if side == "right" or space.left_padding
+        NamedBatch(name, plan(_random(seed, name)))
+        for name, plan in plans.items()
+        if space.left_padding or name != "padded-left"
     ]
 
 
-def _pixels(rng: np.random.Generator, size: int, shape: tuple[int, int, int]) -> Array:
-    return rng.standard_normal((size, *shape)).astype(np.float32)
+def batch_of(space: InputSpace, texts: int, tokens: int, *, seed: int = 0) -> NamedBatch:
+    """Full texts of one length, such as latencies are measured on.
+
+    Args:
+        space: What the model accepts.
+        texts: How many.
+        tokens: In each; not read for images.
+        seed: Same seed, same batch.
+
+    Raises:
+        RunnerError: The model does not take so many tokens.
+    """
+    name = f"{texts}x{tokens}"
+    rng = _random(seed, name)
+    if space.image_shape is not None:
+        return NamedBatch(name, {"pixel_values": rng.standard_normal((texts, *space.image_shape), "f4")})
+    if tokens > space.max_length:
+        raise RunnerError(f"shape {name}: the model takes at most {space.max_length} tokens")
+    return NamedBatch(name, _texts(rng, space, [tokens] * texts))
 
 
-def _texts(rng: np.random.Generator, space: InputSpace, lengths: list[int], side: str) -> dict[str, Array]:
-    tokens = max(lengths)
+def pad_batch(space: InputSpace, name: str, rows: Sequence[dict[str, Sequence[int]]]) -> NamedBatch:
+    """Tokenised texts as one batch, padded on the right.
+
+    Args:
+        space: What the model accepts.
+        name: Of the batch.
+        rows: ``input_ids``, and ``token_type_ids`` where the tokenizer makes them.
+    """
+    tokens = max(len(row["input_ids"]) for row in rows)
+    ids = np.full((len(rows), tokens), space.pad_id, dtype=np.int64)
+    mask, types = np.zeros_like(ids), np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        length = len(row["input_ids"])
+        ids[index, :length] = row["input_ids"]
+        mask[index, :length] = 1
+        types[index, :length] = row.get("token_type_ids") or 0
+    return NamedBatch(name, _inputs(space, ids, mask, types))
+
+
+def _random(seed: int, name: str) -> np.random.Generator:
+    return np.random.default_rng([seed, *name.encode()])
+
+
+def _realistic_lengths(rng: np.random.Generator, texts: int, longest: int) -> list[int]:
+    lengths = rng.lognormal(np.log(_TYPICAL_TOKENS), _SPREAD, size=texts).round().astype(int)
+    return [int(length) for length in np.clip(lengths, 1, longest)]
+
+
+def _texts(
+    rng: np.random.Generator, space: InputSpace, lengths: list[int], *, on_the_left: bool = False,
+    repeat: bool = False, tokens: int = 0,
+) -> dict[str, Array]:  # fmt: skip
+    tokens = max(tokens, *lengths)
     ids = np.full((len(lengths), tokens), space.pad_id, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    types = np.zeros_like(ids)
-    vocabulary = np.delete(np.arange(space.vocab_size), space.pad_id)
+    mask, types = np.zeros_like(ids), np.zeros_like(ids)
+    known = np.arange(space.vocab_size)
+    vocabulary = known[~np.isin(known, [*space.special_ids, space.pad_id])]
     for row, length in enumerate(lengths):
-        where = slice(0, length) if side == "right" else slice(tokens - length, tokens)
-        ids[row, where] = rng.choice(vocabulary, size=length)
+        where = slice(tokens - length, tokens) if on_the_left else slice(0, length)
+        text = np.full(length, rng.choice(vocabulary)) if repeat else rng.choice(vocabulary, size=length)
+        if space.frame is not None and length > 2:
+            text[0], text[-1] = space.frame
+        ids[row, where] = text
         mask[row, where] = 1
         types[row, where] = np.arange(length) >= (length + 1) // 2  # a second sentence
+    return _inputs(space, ids, mask, types)
+
+
+def _inputs(space: InputSpace, ids: Array, mask: Array, types: Array) -> dict[str, Array]:
     every = {
         "input_ids": ids,
         "attention_mask": mask,

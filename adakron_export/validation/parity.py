@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from adakron_export.runtimes.base import Array, Runner
 from adakron_export.validation.batches import NamedBatch
+from adakron_export.validation.tolerance import Tolerance
+
+if TYPE_CHECKING:
+    from adakron_export.validation.accuracy import AccuracyReport
+    from adakron_export.validation.divergence import Divergence
 
 Progress = Callable[[str], None]
+AT_LEAST = ("cosine", "top1_agreement")  # the other metrics are errors, of which less is better
+_PER_TOKEN = ("start_logits", "end_logits")
+_SCORES = ("logits", *_PER_TOKEN)
+_ABOVE_NOISE = 10  # a vector shorter than so many times the error allowed has no direction to compare
 
 
 @dataclass(frozen=True, slots=True)
-class Tolerance:
-    """How far an output may be off: ``absolute + relative * the largest reference value``."""
+class Check:
+    """One metric of one output, and its verdict.
 
-    absolute: float
-    relative: float = 0.0
+    Attributes:
+        metric: Its name.
+        value: As measured; NaN and Inf never pass.
+        limit: At most this for an error, at least this for an agreement.
+    """
 
-    def limit(self, reference: Array) -> float:
-        """The largest error allowed against these values."""
-        return self.absolute + self.relative * float(np.abs(reference).max(initial=0.0))
+    metric: str
+    value: float
+    limit: float
 
-
-# The relative part is what the dtype's own rounding, 2^-11 and 2^-8, comes to through the layers of a base model.
-TOLERANCES = {
-    "fp32": Tolerance(absolute=1e-4),
-    "fp16": Tolerance(absolute=2e-3, relative=1e-2),
-    "bf16": Tolerance(absolute=2e-2, relative=8e-2),
-}
+    @property
+    def passed(self) -> bool:
+        """Whether the value is within its limit."""
+        return bool(self.value >= self.limit if self.metric in AT_LEAST else self.value <= self.limit)
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,28 +48,53 @@ class OutputParity:
     """One output on one batch.
 
     Attributes:
-        batch: What the batch is for.
+        batch: The batch's name.
         shape: Of ``input_ids`` or ``pixel_values``.
         output: The output's name.
-        max_abs_error: The largest difference; ``inf`` where a value is not finite.
-        mean_abs_error: The mean difference.
-        limit: What ``max_abs_error`` may be.
-        cosine: Of the two outputs as vectors.
-        top1_agreement: Share of positions whose largest entry is the same one.
         non_finite: NaN and Inf in the candidate where the reference has none.
-        passed: ``max_abs_error <= limit`` and nothing is non-finite.
+        checks: One per metric that says something of this output: of the softmax only for logits, of directions
+            only where a vector is longer than the error allowed.
     """
 
     batch: str
     shape: tuple[int, ...]
     output: str
-    max_abs_error: float
-    mean_abs_error: float
-    limit: float
-    cosine: float
-    top1_agreement: float
     non_finite: int
-    passed: bool
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        """Whether every metric is within its limit and nothing is non-finite."""
+        return self.non_finite == 0 and all(check.passed for check in self.checks)
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The metrics that are not."""
+        return tuple(check.metric for check in self.checks if not check.passed)
+
+    def value(self, metric: str) -> float | None:
+        """A metric's value; ``None`` where it says nothing of this output."""
+        return next((check.value for check in self.checks if check.metric == metric), None)
+
+    @property
+    def max_abs_error(self) -> float:
+        """The largest difference; ``inf`` where a value is not finite."""
+        return next(check.value for check in self.checks if check.metric == "max_abs_error")
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        metrics = {
+            check.metric: {"value": as_json(check.value), "limit": check.limit, "passed": check.passed}
+            for check in self.checks
+        }
+        return {
+            "batch": self.batch,
+            "shape": list(self.shape),
+            "output": self.output,
+            "passed": self.passed,
+            "non_finite": self.non_finite,
+            "metrics": metrics,
+        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +109,9 @@ class ParityReport:
         rows: One per output and batch.
         overflow: In fp16, the first module with a value that is not finite, and on which batch.
         notes: What a reader should know.
+        accuracy: What labelled text showed, where there was some.
+        divergence: Where the two part, if they do and it was looked for.
+        repeat: The command that repeats the smallest batch that failed.
     """
 
     reference: str
@@ -84,11 +121,15 @@ class ParityReport:
     rows: tuple[OutputParity, ...]
     overflow: str | None = None
     notes: tuple[str, ...] = ()
+    accuracy: AccuracyReport | None = None
+    divergence: Divergence | None = None
+    repeat: str | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every row held and nothing overflowed."""
-        return bool(self.rows) and all(row.passed for row in self.rows) and self.overflow is None
+        """Whether every row and the accuracy held, and nothing overflowed."""
+        held = self.accuracy is None or self.accuracy.passed
+        return bool(self.rows) and all(row.passed for row in self.rows) and self.overflow is None and held
 
     @property
     def max_abs_error(self) -> float:
@@ -97,18 +138,26 @@ class ParityReport:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data; an infinite error is the string ``inf``, which JSON can hold."""
-        content = asdict(self)
-        for row in content["rows"]:
-            for key in ("max_abs_error", "mean_abs_error"):
-                if not np.isfinite(row[key]):
-                    row[key] = "inf"
-        worst = self.max_abs_error
         return {
             "format_version": 1,
             "passed": self.passed,
-            "max_abs_error": worst if np.isfinite(worst) else "inf",
-            **content,
+            "max_abs_error": as_json(self.max_abs_error),
+            "reference": self.reference,
+            "candidate": self.candidate,
+            "tolerance": asdict(self.tolerance),
+            "seed": self.seed,
+            "rows": [row.to_json() for row in self.rows],
+            "overflow": self.overflow,
+            "notes": list(self.notes),
+            "accuracy": self.accuracy.to_json() if self.accuracy else None,
+            "divergence": self.divergence.to_json() if self.divergence else None,
+            "repeat": self.repeat,
         }
+
+
+def as_json(value: float) -> float | str:
+    """A number that JSON can hold."""
+    return value if np.isfinite(value) else "inf"
 
 
 def compare(
@@ -130,38 +179,89 @@ def compare(
     """
     rows = []
     for number, batch in enumerate(batches, 1):
-        first = next(iter(batch.inputs.values()))
-        progress(f"batch {number} of {len(batches)}: {batch.name}, {'x'.join(map(str, first.shape))}")
+        shape = next(iter(batch.inputs.values())).shape
+        progress(f"batch {number} of {len(batches)}: {batch.name}, {'x'.join(map(str, shape))}")
         expected, found = reference.run(batch.inputs), candidate.run(batch.inputs)
-        for name in reference.output_names:
-            mask = _token_mask(name, expected[name], batch)
-            rows.append(_compare_output(name, batch, expected[name][mask], found[name][mask], tolerance))
+        rows += compare_outputs(batch, expected, found, tolerance, outputs=reference.output_names)
     return rows
 
 
-def _token_mask(name: str, output: Array, batch: NamedBatch) -> Any:
-    """Selects what is no padding, where the output has a row per token."""
-    mask = batch.inputs.get("attention_mask")
-    per_token = output.ndim == 3 or name in ("start_logits", "end_logits")
-    return mask.astype(bool) if mask is not None and per_token else ...
+def compare_outputs(
+    batch: NamedBatch, expected: Any, found: Any, tolerance: Tolerance, *, outputs: Iterable[str]
+) -> list[OutputParity]:
+    """Compare what two runners put out for one batch, one row per output."""
+    return [_compare_output(name, batch, expected[name], found[name], tolerance) for name in outputs]
 
 
 def _compare_output(name: str, batch: NamedBatch, expected: Array, found: Array, tolerance: Tolerance) -> OutputParity:
-    expected, found = expected.astype(np.float64), found.astype(np.float64)
-    error = np.abs(expected - found)
-    worst = float(error.max(initial=0.0))
-    limit = tolerance.limit(expected)
-    non_finite = int((~np.isfinite(found) & np.isfinite(expected)).sum())
-    norm = float(np.linalg.norm(expected) * np.linalg.norm(found))
-    return OutputParity(
-        batch=batch.name,
-        shape=next(iter(batch.inputs.values())).shape,
-        output=name,
-        max_abs_error=worst if np.isfinite(worst) else float("inf"),
-        mean_abs_error=float(error.mean()) if np.isfinite(worst) else float("inf"),
-        limit=limit,
-        cosine=float((expected * found).sum() / norm) if np.isfinite(norm) and norm > 0 else 0.0,
-        top1_agreement=float((expected.argmax(-1) == found.argmax(-1)).mean()),
-        non_finite=non_finite,
-        passed=bool(worst <= limit and non_finite == 0),
-    )
+    shape = next(iter(batch.inputs.values())).shape
+    if expected.shape != found.shape:
+        raise ValueError(f"{name} has shape {found.shape} where the reference has {expected.shape}")
+    mask = batch.inputs.get("attention_mask")
+    kept = mask.astype(bool) if mask is not None and (expected.ndim == 3 or name in _PER_TOKEN) else ...
+    right, other = expected[kept].astype(np.float64), found[kept].astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):
+        error = np.abs(right - other)
+    if not np.isfinite(error).all():
+        non_finite = int((~np.isfinite(other) & np.isfinite(right)).sum())
+        checks = [Check("max_abs_error", float("inf"), tolerance.limit(right))]
+        return OutputParity(batch.name, shape, name, non_finite, tuple(checks))
+    limit = tolerance.limit(right)
+    checks = [
+        Check("max_abs_error", float(error.max(initial=0.0)), limit),
+        # An error that is everywhere is a shift, and no rounding.
+        Check("mean_abs_error", float(error.mean()) if error.size else 0.0, limit / 2),
+        *_norm_check(right, error, tolerance),
+        *_direction_checks(right.reshape(-1, right.shape[-1]), other.reshape(-1, right.shape[-1]), tolerance),
+    ]
+    if name in _SCORES:
+        left, second = (expected, found) if name in _PER_TOKEN else (right, other)
+        checks += _softmax_checks(_scores(name, left, mask), _scores(name, second, mask), tolerance)
+    return OutputParity(batch.name, shape, name, 0, tuple(checks))
+
+
+def _norm_check(right: Array, error: Array, tolerance: Tolerance) -> list[Check]:
+    """The relative error of the whole output; without a relative limit, against what the absolute one comes to."""
+    norm, size = float(np.linalg.norm(right)), np.sqrt(right.size)
+    if norm <= _ABOVE_NOISE * tolerance.absolute * size:
+        return []
+    limit = tolerance.relative + tolerance.absolute * size / norm
+    return [Check("relative_error", float(np.linalg.norm(error)) / norm, limit)]
+
+
+def _direction_checks(right: Array, other: Array, tolerance: Tolerance) -> list[Check]:
+    """The smallest cosine of two vectors, of those that are long enough to have a direction."""
+    norms = np.linalg.norm(right, axis=-1)
+    known = norms > _ABOVE_NOISE * tolerance.absolute * np.sqrt(right.shape[-1])
+    if right.shape[-1] < 2 or not known.any():
+        return []
+    products = (right * other).sum(-1)[known]
+    both = norms[known] * np.linalg.norm(other[known], axis=-1)
+    return [Check("cosine", float((products / np.maximum(both, np.finfo(float).tiny)).min()), tolerance.cosine)]
+
+
+def _scores(name: str, output: Array, mask: Array | None) -> Array:
+    """Scores that compete with one another, ``[rows, classes]``; a question's are those of its tokens."""
+    scores = output.astype(np.float64)
+    if name in _PER_TOKEN and mask is not None:
+        return np.where(mask.astype(bool), scores, -1e30)
+    return scores.reshape(-1, scores.shape[-1])
+
+
+def _softmax_checks(right: Array, other: Array, tolerance: Tolerance) -> list[Check]:
+    if right.shape[-1] < 2:
+        return []
+    ordered = np.sort(right, axis=-1)
+    tied = ordered[:, -1] - ordered[:, -2] <= 2 * (tolerance.absolute + tolerance.relative * np.abs(ordered[:, -1]))
+    agree = (right.argmax(-1) == other.argmax(-1)) | tied
+    log_right, log_other = _log_softmax(right), _log_softmax(other)
+    divergence = (np.exp(log_right) * (log_right - log_other)).sum(-1)
+    return [
+        Check("top1_agreement", float(agree.mean()), tolerance.top1),
+        Check("kl", float(np.maximum(divergence, 0.0).max(initial=0.0)), tolerance.kl),
+    ]
+
+
+def _log_softmax(scores: Array) -> Array:
+    shifted = scores - scores.max(-1, keepdims=True)
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)))

@@ -71,6 +71,8 @@ def _merge(graph: ir.Graph, pair: list[_Affine]) -> None:
     matmul = ir.node("MatMul", [pair[0].product.inputs[0], values[0]])
     add = ir.node("Add", [matmul.outputs[0], values[1]])
     split = ir.node("Split", [add.outputs[0], values[2]], {"axis": -1}, num_outputs=2)
+    for node in (matmul, add, split):
+        node.metadata_props.update(pair[0].product.metadata_props)
     graph.insert_before(pair[0].product, [matmul, add, split])
     for affine, output in zip(pair, split.outputs, strict=True):
         affine.add.outputs[0].replace_all_uses_with(output)

@@ -1,0 +1,75 @@
+"""Looks into a comparison that failed: the layer and the node where an artifact leaves its checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from adakron_export.artifact import Manifest
+from adakron_export.runtimes.ort import Device
+from adakron_export.sides import Side
+from adakron_export.validation.batches import NamedBatch
+from adakron_export.validation.divergence import Divergence, first_divergence, layer_errors
+from adakron_export.validation.tolerance import Tolerance
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+
+def find_divergence(right: Side, candidate: Side, batch: NamedBatch, *, tolerance: Tolerance) -> Divergence | None:
+    """The first layer, and the first node in it, where an artifact leaves its checkpoint.
+
+    The artifact's layers are held against the modules of the eager model. To know rounding from error, and to name
+    the node, the checkpoint is exported anew in the same way, and both graphs are run side by side.
+
+    Args:
+        right: A checkpoint; for other sides there is nothing to look into.
+        candidate: An artifact.
+        batch: Where they differ.
+        tolerance: Of an output.
+
+    Returns:
+        ``None`` where a side shows no intermediate values.
+    """
+    if right.eager is None or candidate.artifact is None:
+        return None
+    import onnx_ir as ir
+
+    from adakron_export.adapter.layer import AdaKronLayer
+    from adakron_export.runtimes.eager import EagerRunner
+    from adakron_export.tracing import module_values, trace_graph
+
+    assert isinstance(right.runner, EagerRunner)
+    eager, manifest = right.eager, candidate.artifact.manifest
+    device = getattr(candidate.runner, "device", Device.CPU)
+    adapters = {name for name, module in eager.model.named_modules() if isinstance(module, AdaKronLayer)}
+    expected = right.runner.trace(batch.inputs)
+    nodes = trace_graph(ir.load(candidate.artifact.model), manifest, batch.inputs, device=device)
+    anew = _exported_anew(right, manifest)
+    fresh = trace_graph(anew, manifest, batch.inputs, device=device) if anew is not None else []
+    layers = layer_errors(
+        expected, module_values(nodes), module_values(fresh), tolerance=tolerance,
+        mask=batch.inputs.get("attention_mask"),
+    )  # fmt: skip
+    return first_divergence(batch.name, layers, nodes, fresh, lambda name: name in adapters)
+
+
+def _exported_anew(right: Side, manifest: Manifest) -> ir.Model | None:
+    """The checkpoint as a graph of the same dtype, opset and target; ``None`` where it cannot be exported."""
+    from adakron_export.adapter.folding import fold
+    from adakron_export.adapter.loading import load_model, task_of
+    from adakron_export.adapter.task_model import TaskModel
+    from adakron_export.graph.capture import capture
+    from adakron_export.graph.sample import sample_batch
+    from adakron_export.graph.targets import lower, target_named
+
+    assert right.eager is not None
+    if right.checkpoint is None:
+        return None
+    import torch
+
+    model = load_model(right.checkpoint, task=manifest.task)
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.dtype]
+    folded = TaskModel(fold(model).to(dtype), task_of(model), pooling=right.eager.pooling).eval()
+    sample = sample_batch(folded.config, folded.task, folded.signature)
+    sample = {name: t.to(dtype) if t.is_floating_point() else t for name, t in sample.items()}
+    return lower(capture(folded, sample, opset=manifest.opset), target_named(manifest.target))

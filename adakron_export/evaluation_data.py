@@ -1,0 +1,267 @@
+"""Labelled text to hold two sides against: read and tokenised as for training, labelled as the model knows it."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from adakron_export.errors import DataError
+from adakron_export.extras import check_installed
+from adakron_export.runtimes.base import Array, Runner
+from adakron_export.tasks import Task
+from adakron_export.training.columns import Columns, choose_columns
+from adakron_export.training.data import TrainingData, read_source
+from adakron_export.training.glue import glue_task
+from adakron_export.training.labels import MULTI, REGRESSION, SINGLE, Labels
+from adakron_export.training.metrics import LOWER_IS_BETTER, metric_names
+from adakron_export.training.reading import Rows
+from adakron_export.training.recipe import TASKS, Recipe
+from adakron_export.validation.accuracy import AccuracyReport, Flip, MetricPair
+from adakron_export.validation.batches import InputSpace, NamedBatch, pad_batch
+from adakron_export.validation.parity import OutputParity, compare_outputs
+from adakron_export.validation.tolerance import Tolerance
+
+BATCH_SIZE = 32
+_SHOWN_CHARACTERS = 120
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluationData:
+    """Text, tokenised and batched by length.
+
+    Attributes:
+        source: As it was named.
+        batches: Named ``data-0``, ``data-1`` and so on, of texts of about the same length.
+        order: The feature in each place of the batches, in their order.
+        rows: The rows it was read from.
+        features: What was tokenised: ``input_ids``, labels, the ``row`` that each comes from.
+        data: Rows, columns and labels; ``None`` where the model's task has no labels, or the rows have none.
+        recipe: How answers are searched.
+    """
+
+    source: str
+    batches: tuple[NamedBatch, ...]
+    order: tuple[int, ...]
+    rows: Rows
+    features: Mapping[str, list[Any]]
+    data: TrainingData | None
+    recipe: Recipe
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What is measured; the first decides. Empty without labels."""
+        return self.data.metrics if self.data else ()
+
+    def measure(self, reference: Sequence[Array], candidate: Sequence[Array]) -> tuple[list[MetricPair], list[Flip]]:
+        """Metrics of both sides, and the texts on which they differ.
+
+        Args:
+            reference: The outputs of the reference, each of all batches one after the other,
+                ``[features, ...]``, padded.
+            candidate: The same of the candidate.
+        """
+        from adakron_export.training.evaluation import metrics_function
+
+        assert self.data is not None
+        compute = metrics_function(self.data, self.recipe, self.features)
+        assert compute is not None
+        left, right = self._in_order(reference), self._in_order(candidate)
+        expected = self._label_ids(left[0])
+        found = [
+            compute(SimpleNamespace(predictions=tuple(side) if len(side) > 1 else side[0], label_ids=expected))
+            for side in (left, right)
+        ]
+        pairs = [MetricPair(name, found[0][name], found[1][name]) for name in self.metrics]
+        return pairs, self._flips(self._answers(left), self._answers(right))
+
+    def _in_order(self, outputs: Sequence[Array]) -> list[Array]:
+        back = np.argsort(self.order)
+        return [output[back] for output in outputs]
+
+    def _label_ids(self, logits: Array) -> Array | None:
+        if "labels" not in self.features:
+            return None
+        labels = self.features["labels"]
+        if logits.ndim < 3:
+            return np.asarray(labels)
+        padded = np.full(logits.shape[:2], -100)
+        for index, row in enumerate(labels):
+            padded[index, : len(row)] = row
+        return padded
+
+    def _answers(self, outputs: list[Array]) -> list[str]:
+        """The answer to each row, as text; empty for numbers, which have no flips."""
+        assert self.data is not None
+        names, logits = self.data.labels.names, outputs[0]
+        if self.data.columns.task is Task.QUESTION_ANSWERING:
+            from adakron_export.training.evaluation import find_answers
+
+            return find_answers(self.data, self.recipe, self.features, outputs)
+        if self.data.columns.task is Task.TOKEN_CLASSIFICATION:
+            kept = [np.asarray(row) != -100 for row in self.features["labels"]]
+            best = logits.argmax(-1)
+            return [
+                " ".join(names[index] for index in row[: len(mask)][mask])
+                for row, mask in zip(best, kept, strict=True)
+            ]
+        if self.data.labels.problem_type == REGRESSION:
+            return [""] * len(logits)
+        if self.data.labels.problem_type == MULTI:
+            return [", ".join(name for name, score in zip(names, row, strict=True) if score > 0) for row in logits]
+        return [names[index] for index in logits.argmax(-1)]
+
+    def _flips(self, reference: list[str], candidate: list[str]) -> list[Flip]:
+        assert self.data is not None
+        columns = self.data.columns
+        rows = sorted(set(self.features["row"]))
+        texts, labels = self.rows.columns[columns.text], self.rows.columns[columns.label or columns.text]
+        return [
+            Flip(self.rows.places[row], str(texts[row])[:_SHOWN_CHARACTERS], str(labels[row])[:40], left, right)
+            for row, left, right in zip(rows, reference, candidate, strict=True)
+            if left != right
+        ]
+
+
+def read_evaluation(
+    source: str, *, task: Task, config: Mapping[str, Any], tokenizer: Any, space: InputSpace,
+    limit: int | None = None, seed: int = 0, say: Callable[[str], None] = lambda _: None,
+) -> EvaluationData:  # fmt: skip
+    """Read text for a model.
+
+    Args:
+        source: A file, a folder, ``glue:NAME`` or a hub id; of several splits the one to evaluate on.
+        task: Of the model.
+        config: Of the model: its labels.
+        tokenizer: Of the model, a fast one.
+        space: What the model accepts.
+        limit: Draw so many rows.
+        seed: Of the draw.
+        say: Told what was found and guessed.
+
+    Raises:
+        DataError: It cannot be read, or has labels that the model does not know.
+        MissingPackageError: The packages that read data are not installed.
+    """
+    check_installed("datasets", "sklearn", "scipy", extra="train")
+    if limit is not None and limit < 1:
+        raise DataError(f"limit is {limit}; it must be at least 1")
+    recipe = Recipe(backbone="-", data=source, task=task.value if task in TASKS else None)
+    training, evaluation = read_source(recipe)
+    rows = evaluation or training
+    if limit is not None and limit < len(rows):
+        rows = rows.select(sorted(random.Random(seed).sample(range(len(rows)), limit)))  # noqa: S311, RUF100
+    for note in rows.notes:
+        say(note)
+    labelled = task in TASKS and task is not Task.TEXT_GENERATION and len(rows.columns) > 1
+    columns = choose_columns(rows, recipe, glue_task(source)) if labelled else _text_column(rows, task)
+    say(columns.describe())
+    if labelled:
+        from adakron_export.training.features import Tokenisation
+
+        labels = model_labels(config, task)
+        table = Tokenisation(tokenizer, space.max_length, columns, labels, recipe).dataset(rows, say)
+        features: dict[str, list[Any]] = {name: list(table[name]) for name in table.column_names}
+        data = TrainingData(rows, rows, columns, labels, metric_names(task, labels))
+    else:
+        texts = [str(text) for text in rows.columns[columns.text]]
+        encoded = tokenizer(texts, truncation=True, max_length=space.max_length)
+        features, data = {**encoded, "row": list(range(len(rows)))}, None
+    order = sorted(range(len(features["input_ids"])), key=lambda index: len(features["input_ids"][index]))
+    names = [name for name in ("input_ids", "token_type_ids") if name in features]
+    batches = [
+        pad_batch(
+            space, f"data-{start // BATCH_SIZE}",
+            [{name: features[name][index] for name in names} for index in order[start : start + BATCH_SIZE]],
+        )
+        for start in range(0, len(order), BATCH_SIZE)
+    ]  # fmt: skip
+    return EvaluationData(source, tuple(batches), tuple(order), rows, features, data, recipe)
+
+
+def compare_on_data(
+    reference: Runner, candidate: Runner, data: EvaluationData, *, tolerance: Tolerance, max_drop: float,
+    progress: Callable[[str], None] = lambda _: None,
+) -> tuple[list[OutputParity], AccuracyReport | None]:  # fmt: skip
+    """Run both sides on text: their outputs compared batch by batch and, with labels, the task's metrics.
+
+    Args:
+        reference: What is right.
+        candidate: What is held against it.
+        data: The text.
+        tolerance: What is allowed of an output.
+        max_drop: By how much the first metric may be worse.
+        progress: Told of each batch before it runs.
+    """
+    names = reference.output_names
+    rows: list[OutputParity] = []
+    sides: tuple[list[list[Array]], list[list[Array]]] = ([], [])
+    for number, batch in enumerate(data.batches, 1):
+        progress(f"batch {number} of {len(data.batches)} of {data.source}")
+        left, right = reference.run(batch.inputs), candidate.run(batch.inputs)
+        rows += compare_outputs(batch, left, right, tolerance, outputs=names)
+        for side, outputs in zip(sides, (left, right), strict=True):
+            side.append([outputs[name] for name in names])
+    if data.data is None:
+        return rows, None
+    whole = [[concatenated(outputs) for outputs in zip(*side, strict=True)] for side in sides]
+    pairs, flips = data.measure(*whole)
+    worse = data.metrics[0] in LOWER_IS_BETTER
+    return rows, AccuracyReport(data.source, len(data.rows), tuple(pairs), tuple(flips), max_drop, worse)
+
+
+def model_labels(config: Mapping[str, Any], task: Task) -> Labels:
+    """The labels that a model knows, by its configuration."""
+    if task is Task.QUESTION_ANSWERING:
+        return Labels(None)
+    by_id = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
+    names = tuple(by_id[index] for index in sorted(by_id))
+    if all(re.fullmatch(r"LABEL_\d+", name) for name in names):  # transformers' names for classes without one
+        names = tuple(str(index) for index in range(len(names)))
+    if task is Task.TOKEN_CLASSIFICATION:
+        return Labels(None, names, origin="the model")
+    problem = config.get("problem_type") or (REGRESSION if len(names) == 1 else SINGLE)
+    return Labels(problem, () if problem == REGRESSION else names, origin="the model")
+
+
+def _text_column(rows: Rows, task: Task) -> Columns:
+    """The column with the longest texts."""
+    texts = [name for name, values in rows.columns.items() if isinstance(values[0], str)]
+    if not texts:
+        raise DataError(f"{rows.places[0]}: no column holds text; there are {', '.join(map(repr, rows.columns))}")
+    return Columns(task, max(texts, key=lambda name: sum(map(len, rows.columns[name]))), None, None)
+
+
+def concatenated(outputs: Sequence[Array]) -> Array:
+    """The same output of several batches, one after the other, padded to the longest with the lowest number."""
+    if outputs[0].ndim == 1 or len({output.shape[1] for output in outputs}) == 1:
+        return np.concatenate(outputs)
+    longest = max(output.shape[1] for output in outputs)
+    padded = [
+        np.pad(output, [(0, 0), (0, longest - output.shape[1]), *[(0, 0)] * (output.ndim - 2)],
+               constant_values=np.finfo(np.float32).min)
+        for output in outputs
+    ]  # fmt: skip
+    return np.concatenate(padded)
+
+
+def tokenizer_of(folder: Path) -> Any:
+    """The tokenizer in a folder.
+
+    Raises:
+        DataError: There is none.
+    """
+    from transformers import AutoTokenizer
+
+    if not (folder / "tokenizer_config.json").is_file():
+        raise DataError(f"{folder} has no tokenizer, which text needs; put the backbone's tokenizer files there")
+    try:
+        return AutoTokenizer.from_pretrained(str(folder))
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise DataError(f"{folder}: its tokenizer cannot be read ({str(error)[:200]})") from error

@@ -1,0 +1,95 @@
+"""What a model or an artifact accepts, so that batches can be made for it. Needs no torch for an artifact."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.artifact import Artifact
+from adakron_export.errors import AdaKronError, ArtifactError
+from adakron_export.validation.batches import InputSpace
+
+if TYPE_CHECKING:
+    from adakron_export.adapter.task_model import TaskModel
+
+VALIDATED_LENGTH = 2048  # decoders name 100,000 positions and more, which no CPU can run in a minute
+
+
+def model_space(model: TaskModel, folder: Path | None = None) -> InputSpace:
+    """What a loaded model accepts.
+
+    Args:
+        model: The model.
+        folder: Where its tokenizer is.
+    """
+    from adakron_export.adapter.task_model import position_limit
+
+    longest = position_limit(model.model)
+    return _space(tuple(model.signature.inputs), model.config.to_dict(), longest, folder)
+
+
+def artifact_space(artifact: Artifact) -> InputSpace:
+    """What an artifact accepts, by its manifest and its configuration.
+
+    Raises:
+        ArtifactError: The configuration cannot be read.
+    """
+    names = tuple(info.name for info in artifact.manifest.inputs)
+    try:
+        return _space(names, read_config(artifact), artifact.manifest.max_length, artifact.folder)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        path = artifact.folder / "config.json"
+        raise ArtifactError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
+
+
+def read_config(artifact: Artifact) -> dict[str, Any]:
+    """The artifact's ``config.json``.
+
+    Raises:
+        ArtifactError: It cannot be read.
+    """
+    path = artifact.folder / "config.json"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable configuration ({error})") from error
+    if not isinstance(config, dict):
+        raise ArtifactError(f"{path}: holds a {type(config).__name__}, not a configuration")
+    return config
+
+
+def _space(names: tuple[str, ...], config: Mapping[str, Any], longest: int | None, folder: Path | None) -> InputSpace:
+    if "pixel_values" in names:
+        size = config["image_size"]
+        shape = (config.get("num_channels", 3), size, size)
+        return InputSpace(names, vocab_size=0, pad_id=0, max_length=0, image_shape=shape)
+    special, frame = _special_tokens(folder)
+    pad = config.get("pad_token_id")
+    return InputSpace(
+        names,
+        vocab_size=int(config["vocab_size"]),
+        pad_id=0 if pad is None else int(pad),
+        max_length=min(longest or config.get("max_position_embeddings") or VALIDATED_LENGTH, VALIDATED_LENGTH),
+        special_ids=frozenset(special.values()),
+        frame=frame,
+        # A padded first token whose window holds only padding attends to nothing: PyTorch leaves its value open.
+        left_padding=config.get("local_attention") is None,
+    )
+
+
+def _special_tokens(folder: Path | None) -> tuple[dict[str, int], tuple[int, int] | None]:
+    """Special tokens with their ids, and the two that frame a text, from a tokenizer's files."""
+    if folder is None or not (folder / "tokenizer.json").is_file():
+        return {}, None
+    try:
+        added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens") or []
+        special = {row["content"]: int(row["id"]) for row in added if row.get("special")}
+        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise AdaKronError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
+    names = [settings.get("cls_token"), settings.get("sep_token")]
+    found = [special.get(name["content"] if isinstance(name, dict) else name) for name in names if name]
+    frame = (found[0], found[1]) if len(found) == 2 and None not in found else None
+    return special, frame  # type: ignore[return-value]

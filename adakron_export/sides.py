@@ -1,0 +1,88 @@
+"""The two sides of a comparison: an artifact in ONNX Runtime, a checkpoint in eager PyTorch."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from adakron_export.artifact import Artifact, is_artifact, open_artifact
+from adakron_export.input_space import artifact_space, model_space
+from adakron_export.onnx_file import write_model
+from adakron_export.runtimes.ort import Device, OrtRunner
+from adakron_export.validation.batches import InputSpace
+
+if TYPE_CHECKING:
+    from adakron_export.adapter.checkpoint import Checkpoint
+    from adakron_export.adapter.task_model import TaskModel
+    from adakron_export.runtimes.base import Runner
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """One side of a comparison, opened.
+
+    Attributes:
+        path: As it was named.
+        runner: What computes.
+        space: What it accepts.
+        artifact: Where it is one.
+        checkpoint: Where it is one.
+        eager: The checkpoint's model.
+    """
+
+    path: str
+    runner: Runner
+    space: InputSpace
+    artifact: Artifact | None = None
+    checkpoint: Checkpoint | None = None
+    eager: TaskModel | None = None
+
+
+def open_side(
+    path: str | Path, *, device: str, backbone: str | Path | None = None, task: str | None = None,
+    precision: str = "fp32", progress: Callable[[str], None] = lambda _: None,
+) -> Side:  # fmt: skip
+    """Open an artifact or a checkpoint to compare it; `precision` is that of a checkpoint."""
+    if Path(path).is_dir() and is_artifact(Path(path)):
+        opened = open_artifact(path)
+        runner = artifact_runner(opened, Device.named(device))
+        return Side(str(path), runner, artifact_space(opened), opened)
+    progress("load the checkpoint and its backbone")
+    from adakron_export.adapter.checkpoint import find_checkpoint
+    from adakron_export.adapter.loading import load_task_model
+
+    found = find_checkpoint(path, backbone)
+    eager = load_task_model(found, task=task)
+    if precision == "fp64":
+        eager = eager.double()
+    return replace(eager_side(eager, str(path), folder=tokenizer_folder(found), device=device), checkpoint=found)
+
+
+def eager_side(eager: TaskModel, path: str, *, folder: Path | None = None, device: str = "cpu") -> Side:
+    """A loaded model, and the folder of its tokenizer."""
+    from adakron_export.runtimes.eager import EagerRunner
+
+    return Side(path, EagerRunner(eager, device=device), model_space(eager, folder), eager=eager)
+
+
+def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner:
+    """An artifact in ONNX Runtime; half precision on the CPU is emulated."""
+    if artifact.manifest.dtype == "fp32" or device is not Device.CPU:
+        return OrtRunner(artifact, device=device)
+    import onnx_ir as ir
+
+    from adakron_export.graph.emulation import emulate
+
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(emulate(ir.load(artifact.model)), Path(folder))
+        runner = OrtRunner(Artifact(Path(folder), replace(artifact.manifest, dtype="fp32")))
+    runner.name = f"onnxruntime CPUExecutionProvider, emulated {artifact.manifest.dtype}"
+    return runner
+
+
+def tokenizer_folder(found: Checkpoint) -> Path:
+    """Where a checkpoint's tokenizer is: beside the adapter, or with the backbone."""
+    return found.folder if (found.folder / "tokenizer.json").is_file() else found.backbone_folder
