@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from adakron_export.adapter.loading import load_model
     from adakron_export.adapter.tuner import AdaKronModel
     from adakron_export.artifact import Artifact, open_artifact
+    from adakron_export.benchmarking import BenchReport, bench
     from adakron_export.conversion import convert
     from adakron_export.errors import AdaKronError
     from adakron_export.export import ExportResult, export_onnx
@@ -36,12 +37,14 @@ _HOMES = {
     "AdaKronError": "errors",
     "AdaKronModel": "adapter.tuner",
     "Artifact": "artifact",
+    "BenchReport": "benchmarking",
     "ExportResult": "export",
     "OnnxModel": "runtimes.transformers_model",
     "ParityReport": "validation.parity",
     "Recipe": "training.recipe",
     "Runner": "runtimes.base",
     "TrainingResult": "training.run",
+    "bench": "benchmarking",
     "convert": "conversion",
     "export_onnx": "export",
     "fold": "adapter.folding",
@@ -59,6 +62,7 @@ __all__ = [
     "AdaKronError",
     "AdaKronModel",
     "Artifact",
+    "BenchReport",
     "ExportResult",
     "OnnxModel",
     "ParityReport",
@@ -66,6 +70,7 @@ __all__ = [
     "Runner",
     "TrainingResult",
     "__version__",
+    "bench",
     "convert",
     "export_onnx",
     "fold",

@@ -11,6 +11,7 @@ import click
 from adakron_export._version import __version__
 from adakron_export.errors import AdaKronError
 
+from .bench import bench
 from .convert import convert
 from .inspect import inspect
 from .onnx import onnx
@@ -50,5 +51,5 @@ def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
     """
 
 
-for command in (convert, inspect, onnx, predict, train, validate):
+for command in (bench, convert, inspect, onnx, predict, train, validate):
     main.add_command(command)

@@ -1,0 +1,213 @@
+"""Measures latencies, and guards them against a baseline."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from adakron_export.artifact import is_artifact, open_artifact
+from adakron_export.errors import RunnerError
+from adakron_export.extras import package_versions
+from adakron_export.machine import describe_machine
+from adakron_export.validation.baseline import (
+    Ratios,
+    Regression,
+    check_covered,
+    read_baseline,
+    regressions,
+    round_ratios,
+    save_baseline,
+)
+from adakron_export.validation.latency import Latency, measure
+from adakron_export.worker import RunnerProcess, RunnerSettings
+
+Progress = Callable[[str], None]
+SHAPES = ((1, 16), (1, 128), (8, 128), (32, 128))
+EAGER = "eager"
+_MEASURED_AGAIN = 2  # times, before a regression is believed
+
+
+@dataclass(frozen=True, slots=True)
+class SideInfo:
+    """A side as it was opened."""
+
+    label: str
+    path: str
+    runtime: str
+    load_s: float
+    peak_mb: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class BenchReport:
+    """What was measured.
+
+    Attributes:
+        reference: The label of the side that the others are compared with.
+        sides: What ran.
+        latencies: One per side and shape.
+        machine: What it was measured on.
+        versions: Of the packages.
+        regressions: One per side and shape, where there was a baseline.
+    """
+
+    reference: str
+    sides: tuple[SideInfo, ...]
+    latencies: tuple[Latency, ...]
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    regressions: tuple[Regression, ...] = ()
+
+    @property
+    def passed(self) -> bool:
+        """Whether nothing became slower than allowed."""
+        return all(row.passed for row in self.regressions)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {
+            "format_version": 1,
+            "passed": self.passed,
+            "reference": self.reference,
+            "machine": self.machine,
+            "versions": self.versions,
+            "sides": [asdict(side) for side in self.sides],
+            "latencies": [row.to_json() for row in self.latencies],
+            "regressions": [row.to_json() for row in self.regressions],
+        }
+
+
+def bench(
+    artifacts: Sequence[str | Path],
+    *,
+    against: str | Path | None = None,
+    backbone: str | Path | None = None,
+    shapes: Sequence[tuple[int, int]] | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    budget_s: float = 60.0,
+    seed: int = 0,
+    baseline: str | Path | None = None,
+    baseline_to_save: str | Path | None = None,
+    max_regression: float = 0.05,
+    other_machine: bool = False,
+    progress: Progress = lambda _: None,
+) -> BenchReport:
+    """Time artifacts against eager PyTorch, each in a process of its own, in interleaved rounds.
+
+    Args:
+        artifacts: At least one.
+        against: The checkpoint to run in eager PyTorch; without it the first artifact is the reference.
+        backbone: The checkpoint's backbone, where it names none.
+        shapes: Texts and tokens; `SHAPES` as far as the model takes them.
+        device: ``cpu``, ``cuda`` or ``tensorrt``; eager PyTorch runs on ``cuda`` for the latter two.
+        threads: Of one operator; each runtime's choice by default.
+        budget_s: What the rounds may take, in seconds; warm-up comes on top.
+        seed: Of the batches.
+        baseline: An earlier measurement to hold the ratios against.
+        baseline_to_save: Where to write this one.
+        max_regression: How much slower a side may have become, such as 0.05.
+        other_machine: Take a baseline of another machine too.
+        progress: Told of each stage and round.
+
+    Raises:
+        RunnerError: A side cannot be opened or run, or the baseline does not fit.
+        ArtifactError: An artifact is damaged.
+    """
+    if not artifacts or (against is None and len(artifacts) < 2 and (baseline or baseline_to_save)):
+        raise RunnerError("there is nothing to compare with; pass --against with the checkpoint, or more artifacts")
+    if not budget_s > 0 or not max_regression >= 0:
+        raise RunnerError("budget must be above 0 seconds, and max_regression at least 0")
+    settings = _settings(artifacts, against, backbone, device, threads)
+    reference = next(iter(settings))
+    machine = describe_machine(device=device, threads=threads)
+    then = read_baseline(Path(baseline), machine=machine, other_machine=other_machine) if baseline else None
+    sides, rows = _measured(settings, reference, shapes, budget_s, seed, progress, then, baseline)
+    found: list[Regression] = []
+    if then is not None:
+        now = round_ratios(rows, reference)
+        found = regressions(now, then, max_regression=max_regression)
+        for _ in range(_MEASURED_AGAIN):
+            suspects = [row for row in found if not row.passed]
+            if not suspects:
+                break
+            progress(f"{len(suspects)} look slower than the baseline; measure again in new processes")
+            _, again = _measured(settings, reference, _shapes_of(rows), budget_s, seed, progress, then, baseline)
+            now = _joined(now, round_ratios(again, reference))
+            found = regressions(now, then, max_regression=max_regression)
+    report = BenchReport(reference, tuple(sides), tuple(rows), machine, package_versions(), tuple(found))
+    if baseline_to_save is not None:
+        save_baseline(Path(baseline_to_save), round_ratios(rows, reference), machine=machine, versions=report.versions)
+    return report
+
+
+def parse_shapes(text: str) -> list[tuple[int, int]]:
+    """Shapes such as ``1x16,8x128``.
+
+    Raises:
+        RunnerError: It is not of that form.
+    """
+    found = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in text.split(",")]
+    shapes = [(int(match[1]), int(match[2])) for match in found if match]
+    if len(shapes) < len(found) or any(0 in shape for shape in shapes):
+        raise RunnerError(f"shapes are {text!r}; write TEXTSxTOKENS, such as 1x16,8x128")
+    return list(dict.fromkeys(shapes))
+
+
+def _settings(
+    artifacts: Sequence[str | Path], against: str | Path | None, backbone: str | Path | None, device: str,
+    threads: int | None,
+) -> dict[str, RunnerSettings]:  # fmt: skip
+    """What to open by label, the reference first."""
+    for path in artifacts:
+        open_artifact(path)  # refuses at once what is damaged
+    found: dict[str, RunnerSettings] = {}
+    if against is not None:
+        eager_device = "cpu" if device == "cpu" else "cuda"
+        task = open_artifact(artifacts[0]).manifest.task if not is_artifact(Path(against)) else None
+        found[EAGER] = RunnerSettings(str(against), eager_device, threads, str(backbone) if backbone else None, task)
+    for path in artifacts:
+        name = Path(path).resolve().name
+        label = name if name not in found else str(path)
+        if label in found:
+            raise RunnerError(f"{path} is named twice")
+        found[label] = RunnerSettings(str(path), device, threads)
+    return found
+
+
+def _measured(
+    settings: dict[str, RunnerSettings], reference: str, shapes: Sequence[tuple[int, int]] | None, budget_s: float,
+    seed: int, progress: Progress, then: Ratios | None, baseline: str | Path | None,
+) -> tuple[list[SideInfo], list[Latency]]:  # fmt: skip
+    with contextlib.ExitStack() as stack:
+        processes = {}
+        for label, each in settings.items():
+            progress(f"open {label}")
+            processes[label] = stack.enter_context(RunnerProcess(each))
+        longest = min(process.max_length for process in processes.values())
+        chosen = shapes or list(dict.fromkeys((n, min(tokens, longest) or 1) for n, tokens in SHAPES))
+        if then is not None:
+            keys = [(label, f"{n}x{tokens}") for n, tokens in chosen for label in settings if label != reference]
+            check_covered(keys, then, Path(str(baseline)))
+        rows: list[Latency] = []
+        for shape in chosen:
+            rows += measure(
+                processes, shape, budget_s=budget_s / len(chosen), reference=reference, seed=seed, progress=progress
+            )
+        sides = [
+            SideInfo(label, each.settings.path, each.name, each.load_s, each.peak_mb())
+            for label, each in processes.items()
+        ]
+    return sides, rows
+
+
+def _shapes_of(rows: Sequence[Latency]) -> list[tuple[int, int]]:
+    return list(dict.fromkeys(row.shape for row in rows))
+
+
+def _joined(first: Ratios, second: Ratios) -> Ratios:
+    return {key: [*first[key], *second[key]] for key in first}

@@ -1,0 +1,233 @@
+"""One runtime in a process of its own, asked over a pipe.
+
+Several runtimes in one process slow one another by a third: their thread pools spin. So a measurement gives each its
+own, and lets one compute at a time. Parent and child exchange one line of JSON per request.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.errors import AdaKronError, RunnerError
+
+if TYPE_CHECKING:
+    from adakron_export.runtimes.base import Runner
+    from adakron_export.validation.batches import InputSpace
+
+_STEADY, _STEADY_RUNS = 0.03, 5  # two groups of so many runs have medians that are so near
+_LONGEST_WARM_UP_S, _LONGEST_WARM_UP_RUNS = 3.0, 500
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerSettings:
+    """What a process opens.
+
+    Attributes:
+        path: An artifact or a checkpoint.
+        device: ``cpu``, ``cuda`` or ``tensorrt``.
+        threads: Of one operator; the runtime's choice by default.
+        backbone: The checkpoint's backbone, where it names none.
+        task: The checkpoint's task, where it is not to be inferred.
+    """
+
+    path: str
+    device: str = "cpu"
+    threads: int | None = None
+    backbone: str | None = None
+    task: str | None = None
+
+
+class RunnerProcess:
+    """A runtime in a process of its own; a context manager.
+
+    Args:
+        settings: What to open.
+
+    Raises:
+        RunnerError: It cannot be opened; the message is the one of `open_runner`.
+    """
+
+    def __init__(self, settings: RunnerSettings) -> None:
+        self.settings = settings
+        command = [sys.executable, "-m", "adakron_export.worker"]
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        try:
+            opened = self.ask("open", **asdict(settings))
+        except BaseException:
+            self.close()
+            raise
+        self.name: str = opened["name"]
+        self.load_s: float = opened["load_s"]
+        self.max_length: int = opened["max_length"]
+
+    def __enter__(self) -> RunnerProcess:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def prepare(self, shape: tuple[int, int], *, seed: int = 0) -> tuple[float, float]:
+        """Make a batch, run it for the first time and until it is steady.
+
+        Returns:
+            Seconds of the first run, and of a steady one.
+        """
+        answer = self.ask("prepare", texts=shape[0], tokens=shape[1], seed=seed)
+        return answer["first_s"], answer["steady_s"]
+
+    def time(self, runs: int) -> list[float]:
+        """The seconds of so many runs of the batch that was prepared."""
+        seconds: list[float] = self.ask("time", runs=runs)["seconds"]
+        return seconds
+
+    def peak_mb(self) -> float | None:
+        """The highest resident memory of the process, where the system tells."""
+        peak: float | None = self.ask("memory")["peak_mb"]
+        return peak
+
+    def ask(self, command: str, **request: Any) -> dict[str, Any]:
+        """Send a request and wait for the answer.
+
+        Raises:
+            RunnerError: The process says what went wrong, or is gone.
+        """
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps({"command": command, **request}) + "\n")
+            self._process.stdin.flush()
+            line = self._process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RunnerError(f"{self.settings.path}: its process ended ({self._last_words()})")
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise RunnerError(answer["error"])
+        return answer
+
+    def _last_words(self) -> str:
+        _, errors = self._process.communicate()
+        code = self._process.returncode
+        if code == -9:
+            return "killed, perhaps for want of memory"
+        lines = [line for line in errors.splitlines() if line.strip()]
+        return f"exit code {code}: {lines[-1][:200]}" if lines else f"exit code {code}"
+
+    def close(self) -> None:
+        """End the process."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+
+class _Served:
+    """The child's side."""
+
+    def __init__(self) -> None:
+        self.runner: Runner | None = None
+        self.space: InputSpace | None = None
+        self.once: Callable[[], float] = lambda: 0.0
+
+    def open(self, **settings: Any) -> dict[str, Any]:
+        start = time.perf_counter()
+        self.runner, self.space = _open(RunnerSettings(**settings))
+        seconds = time.perf_counter() - start
+        return {"name": self.runner.name, "load_s": seconds, "max_length": self.space.max_length}
+
+    def prepare(self, texts: int, tokens: int, seed: int) -> dict[str, Any]:
+        from adakron_export.validation.batches import batch_of
+
+        assert self.runner is not None
+        assert self.space is not None
+        batch = batch_of(self.space, texts, tokens, seed=seed)
+        self.once = self.runner.prepare(batch.inputs)
+        return {"first_s": self.once(), "steady_s": _warm_up(self.once)}
+
+    def time(self, runs: int) -> dict[str, Any]:
+        return {"seconds": [self.once() for _ in range(runs)]}
+
+    def memory(self) -> dict[str, Any]:
+        return {"peak_mb": peak_memory_mb()}
+
+
+def _open(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
+    from adakron_export.artifact import is_artifact, open_artifact
+    from adakron_export.input_space import artifact_space, model_space
+    from adakron_export.runtimes.ort import Device, OrtRunner
+
+    path = Path(settings.path)
+    if path.is_dir() and is_artifact(path):
+        artifact = open_artifact(path)
+        device = Device.named(settings.device)
+        graphs = device is not Device.CPU
+        runner = OrtRunner(artifact, device=device, threads=settings.threads, cuda_graphs=graphs)
+        return runner, artifact_space(artifact)
+    import torch
+
+    from adakron_export.adapter.loading import load_task_model
+    from adakron_export.runtimes.eager import EagerRunner
+
+    if settings.threads is not None:
+        torch.set_num_threads(settings.threads)
+    model = load_task_model(settings.path, backbone=settings.backbone, task=settings.task)
+    return EagerRunner(model, device=settings.device), model_space(model)
+
+
+def _warm_up(once: Callable[[], float]) -> float:
+    """Run until it is steady, or long enough; the median of the last runs, in seconds."""
+    end = time.perf_counter() + _LONGEST_WARM_UP_S
+    seconds: list[float] = []
+    while len(seconds) < _LONGEST_WARM_UP_RUNS:
+        seconds.append(once())
+        if len(seconds) < 2 * _STEADY_RUNS:
+            if time.perf_counter() > end and len(seconds) >= 2:
+                break
+            continue
+        last = median(seconds[-_STEADY_RUNS:])
+        before = median(seconds[-2 * _STEADY_RUNS : -_STEADY_RUNS])
+        if abs(last - before) <= _STEADY * before or time.perf_counter() > end:
+            break
+    return median(seconds[-_STEADY_RUNS:])
+
+
+def peak_memory_mb() -> float | None:
+    """The highest resident memory of this process; ``None`` where the system does not tell."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return None
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status.read_text(), re.MULTILINE)
+    return int(found[1]) * 1024 / 1e6 if found else None
+
+
+def main() -> None:
+    """Answer requests until the parent is gone."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # what libraries print is no answer
+    served = _Served()
+    for line in sys.stdin:
+        request = json.loads(line)
+        try:
+            answer = getattr(served, request.pop("command"))(**request)
+        except AdaKronError as error:
+            answer = {"error": str(error)}
+        except MemoryError:
+            answer = {"error": "not enough memory for this model or batch; take a smaller shape"}
+        answers.write(json.dumps(answer) + "\n")
+        answers.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,39 @@
+"""Shows latencies in a terminal."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from adakron_export.benchmarking import BenchReport
+
+
+def print_latency(report: BenchReport) -> None:
+    """One row per shape and side, what was opened, then the verdict on the baseline."""
+    machine = report.machine
+    threads = f"{machine['threads']} threads" if machine["threads"] else "threads: the runtimes' choice"
+    click.echo(f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, {threads}")
+    click.echo(f"{'shape':<8}{'side':<17}{'p50 ms':>8}{'p90':>8}{'p99':>8}{'texts/s':>9}  speed-up (95 %)")
+    for row in report.latencies:
+        ratio = (
+            ""
+            if row.speedup is None
+            else f"{row.speedup.estimate:.2f}x ({row.speedup.low:.2f}-{row.speedup.high:.2f})"
+        )
+        numbers = f"{row.p50_ms:>8.2f}{row.p90_ms:>8.2f}{row.p99_ms:>8.2f}{row.texts_per_second:>9.1f}"
+        click.echo(f"{'x'.join(map(str, row.shape)):<8}{row.side[:16]:<17}{numbers}  {ratio}")
+    for side in report.sides:
+        memory = f", peak {side.peak_mb:.0f} MB" if side.peak_mb else ""
+        click.echo(f"{side.label}: {side.runtime}, opened in {side.load_s:.2f} s{memory}")
+    for found in report.regressions:
+        slowdown = found.slowdown
+        change, low, high = (100 * (value - 1) for value in (slowdown.estimate, slowdown.low, slowdown.high))
+        mark = "" if found.passed else click.style("  FAILED", fg="red", bold=True)
+        click.echo(
+            f"{found.side} at {found.shape}: {change:+.1f} % ({low:+.1f} to {high:+.1f}) since the baseline{mark}"
+        )
+    if report.regressions:
+        verdict = click.style("passed", fg="green") if report.passed else click.style("FAILED", fg="red", bold=True)
+        click.echo(f"latency {verdict}: limit {100 * (report.regressions[0].limit - 1):+.1f} %")
