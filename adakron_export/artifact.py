@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron_export.errors import ArtifactError
+from adakron_export.tasks import Task
 
 MANIFEST = "adakron_export.json"
 PARITY = "parity.json"
@@ -23,6 +24,8 @@ CARD = "README.md"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx_data"
 FORMAT_VERSION = 1
+DTYPES = ("fp32", "fp16", "bf16")
+_TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,7 +168,7 @@ def _read_manifest(path: Path) -> Manifest:
         )
     try:
         manifest = _parse(content)
-    except (TypeError, KeyError) as error:
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path}: not a readable manifest ({error})") from error
     outside = [name for name in manifest.files if Path(name).name != name]
     if outside:
@@ -174,16 +177,50 @@ def _read_manifest(path: Path) -> Manifest:
 
 
 def _parse(content: dict[str, Any]) -> Manifest:
-    def tensors(rows: Any) -> tuple[TensorInfo, ...]:
-        return tuple(TensorInfo(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
+    """The manifest of plain data.
 
-    return Manifest(
+    Raises:
+        TypeError: A value is missing, unknown or of another type.
+    """
+    manifest = Manifest(
         **{
             **content,
-            "inputs": tensors(content["inputs"]),
-            "outputs": tensors(content["outputs"]),
+            "inputs": _tensors(content["inputs"]),
+            "outputs": _tensors(content["outputs"]),
             "adapter_source": SourceFile(**content["adapter_source"]),
             "backbone_source": tuple(SourceFile(**row) for row in content["backbone_source"]),
             "disabled_optimizers": tuple(content["disabled_optimizers"]),
         }
     )
+    sources = (manifest.adapter_source, *manifest.backbone_source)
+    texts = [
+        manifest.target, manifest.backbone, *manifest.disabled_optimizers, *_items(manifest.files),
+        *_items(manifest.versions), *(part for source in sources for part in (source.name, source.sha256)),
+    ]  # fmt: skip
+    _require(all(isinstance(text, str) for text in texts), "a name, version or sha256 is no text")
+    _require(manifest.task in list(Task), f"task is {manifest.task!r}")
+    _require(manifest.dtype in DTYPES, f"dtype is {manifest.dtype!r}")
+    _require(type(manifest.opset) is int, f"opset is {manifest.opset!r}")
+    longest = manifest.max_length
+    _require(longest is None or (type(longest) is int and longest > 0), f"max_length is {longest!r}")
+    _require(isinstance(manifest.adapter, dict) and {"r", "k", "num_experts"} <= manifest.adapter.keys(), "adapter")
+    return manifest
+
+
+def _tensors(rows: Any) -> tuple[TensorInfo, ...]:
+    found = tuple(TensorInfo(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
+    for info in found:
+        _require(isinstance(info.name, str) and info.dtype in _TENSOR_DTYPES, f"an input or output is {info}")
+        _require(all(type(dim) in (int, str) for dim in info.shape), f"{info.name} has the shape {info.shape}")
+    _require(bool(found) and len({info.name for info in found}) == len(found), "inputs or outputs lack or repeat")
+    return found
+
+
+def _items(mapping: Any) -> tuple[Any, ...]:
+    _require(isinstance(mapping, dict), f"{str(mapping)[:40]!r} should have names and values")
+    return (*mapping.keys(), *mapping.values())
+
+
+def _require(holds: bool, problem: str) -> None:  # noqa: FBT001, RUF100
+    if not holds:
+        raise TypeError(problem)

@@ -14,7 +14,8 @@ AdaKronError                  base of all; the command line prints it and exits 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Iterator
 
 
 class AdaKronError(Exception):
@@ -55,6 +56,26 @@ class RunnerError(AdaKronError):
 
 class MissingPackageError(AdaKronError, ImportError):
     """An optional package is not installed."""
+
+
+@contextlib.contextmanager
+def told_as(error_class: type[AdaKronError], what: str) -> Iterator[None]:
+    """Whatever a library raises in the block becomes one of our errors, with the first line of its message.
+
+    For what reads a user's files: the exceptions of transformers, PEFT and their readers share no base class.
+
+    Args:
+        error_class: What to raise.
+        what: The beginning of the message, such as ``backbone 'x' cannot be loaded``.
+    """
+    try:
+        yield
+    except AdaKronError:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        reason = " ".join(lines[:2])[:200] if lines else type(error).__name__
+        raise error_class(f"{what}: {reason}") from error
 
 
 def first_few(names: Iterable[str], limit: int = 5) -> str:

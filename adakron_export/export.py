@@ -27,7 +27,7 @@ from adakron_export.onnx_file import write_model
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.tokenizer_files import copy_tokenizer
 from adakron_export.validation.parity import ParityReport
-from adakron_export.validation.tolerance import TOLERANCES, tolerance_for
+from adakron_export.validation.tolerance import tolerance_for
 from adakron_export.verify import find_overflow, prove
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from adakron_export.adapter.task_model import TaskModel
 
 Progress = Callable[[str], None]
-DTYPES = tuple(TOLERANCES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from adakron_export.adapter import hub
 from adakron_export.adapter.config import PEFT_TYPE, AdaKronConfig
 from adakron_export.adapter.reference import PARTIAL_NAME, is_reference_name
-from adakron_export.errors import BackboneError, CheckpointError, first_few
+from adakron_export.errors import BackboneError, CheckpointError, first_few, told_as
 from adakron_export.tasks import Task, auto_class, infer_task
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -145,16 +145,8 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
     """
     beside = not checkpoint.is_reference and (checkpoint.path / "config.json").is_file()
     source = checkpoint.path if beside else checkpoint.backbone_folder
-    try:
+    with told_as(BackboneError, f"backbone {str(source)!r} cannot be loaded"):
         return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackboneError(backbone_message(source, error)) from error
-
-
-def backbone_message(source: str | Path, error: Exception) -> str:
-    """What to say where loading a backbone failed."""
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
-    return f"backbone {str(source)!r} cannot be loaded: {reason}"
 
 
 def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str]]:
@@ -173,15 +165,14 @@ def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task)
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     try:
-        model, info = auto_class(task).from_pretrained(
-            str(folder),
-            config=config,
-            dtype=torch.float32,
-            ignore_mismatched_sizes=True,  # a head of another size is replaced by the checkpoint's; see below
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise BackboneError(backbone_message(name, error)) from error
+        with told_as(BackboneError, f"backbone {name!r} cannot be loaded"):
+            model, info = auto_class(task).from_pretrained(
+                str(folder),
+                config=config,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # a head of another size is replaced by the checkpoint's; see below
+                output_loading_info=True,
+            )
     finally:
         transformers_logging.set_verbosity(level)
         if bars:
@@ -208,10 +199,11 @@ def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     set_labels(config, {key.removeprefix("base_model.model."): value for key, value in tensors.items()})
     task = task or infer_task(config, peft_task=settings.get("task_type"))
     model, new = load_backbone(checkpoint.backbone, checkpoint.backbone_folder, config, task)
-    adapter = AdaKronConfig.from_pretrained(str(checkpoint.path))
-    adapter.inference_mode = True
-    adapter.base_model_name_or_path = checkpoint.backbone  # where it was found, which PEFT compares
-    loaded = with_adapter(model, adapter)
+    with told_as(CheckpointError, f"{checkpoint.path / ADAPTER_CONFIG} does not fit the backbone"):
+        adapter = AdaKronConfig.from_pretrained(str(checkpoint.path))
+        adapter.inference_mode = True
+        adapter.base_model_name_or_path = checkpoint.backbone  # where it was found, which PEFT compares
+        loaded = with_adapter(model, adapter)
     check_tensors(checkpoint, expected=get_peft_model_state_dict(loaded, save_embedding_layers=False), found=tensors)
     check_head(checkpoint, new, {key.removeprefix("base_model.model.") for key in tensors})
     loaded.load_adapter(str(checkpoint.path), "default")

@@ -13,11 +13,11 @@ from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from adakron_export.adapter import hub
-from adakron_export.adapter.checkpoint import backbone_message, load_backbone, with_adapter
+from adakron_export.adapter.checkpoint import load_backbone, with_adapter
 from adakron_export.adapter.config import AdaKronConfig
 from adakron_export.adapter.task_model import position_limit
 from adakron_export.adapter.tuner import PREFIX
-from adakron_export.errors import BackboneError, TrainingError
+from adakron_export.errors import BackboneError, TrainingError, told_as
 from adakron_export.tasks import Task, auto_class, peft_task_type
 from adakron_export.training.labels import REGRESSION, Labels
 from adakron_export.training.recipe import Recipe
@@ -117,10 +117,8 @@ def load_trainable(source: BackboneSource, recipe: Recipe, task: Task, labels: L
     Raises:
         BackboneError: It cannot be loaded, or adapters cannot sit in it.
     """
-    try:
+    with told_as(BackboneError, f"backbone {source.name!r} cannot be loaded"):
         config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackboneError(backbone_message(source.name, error)) from error
     config = make_config(config, task, labels, tokenizer)
     with dropout_of(config, recipe.dropout):
         model, new = load_backbone(source.name, source.folder, config, task)
