@@ -99,7 +99,7 @@ def validate(
     found = find_divergence(right, candidate, smallest, tolerance=limits)
     options = {"against": against, "backbone": backbone, "device": device, "against-device": against_device,
                "reference": reference, "atol": atol, "rtol": rtol, "seed": seed, "batch": smallest.name}  # fmt: skip
-    if text is not None and smallest in text.batches:
+    if smallest.name.startswith("data-"):
         options |= {"data": data, "limit": limit}
     return replace(report, divergence=found, repeat=_command(artifact, options, tolerance or {}))
 

@@ -34,6 +34,9 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("stopped; nothing was written", err=True)
             sys.exit(130)
+        except MemoryError:
+            click.echo("error: not enough memory for this model or batch", err=True)
+            sys.exit(2)
         except OSError as error:
             if ctx.params.get("debug") or error.errno is None:
                 raise

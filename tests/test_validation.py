@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from adakron_export import export_onnx, validate
+from adakron_export import export_onnx, open_runner, validate
 from adakron_export.artifact import open_artifact, write_manifest
 from adakron_export.errors import ArtifactError, DataError, ExportError, RunnerError
 from adakron_export.input_space import artifact_space
@@ -234,6 +234,15 @@ def test_accuracy_verdicts():
     assert report(0.5, 0.9).passed
     assert not report(0.5, 0.9, lower_is_better=True).passed
     assert not report(0.5, float("nan")).passed
+
+
+@pytest.mark.parametrize("side", ["checkpoint", "artifact"])
+def test_a_batch_that_no_side_can_run_is_an_error(side, demo_artifact):
+    runner = open_runner(DEMO if side == "checkpoint" else demo_artifact)
+    ids = np.array([[2, 10**6, 3]])
+    batch = {"input_ids": ids, "attention_mask": np.ones_like(ids), "token_type_ids": np.zeros_like(ids)}
+    with pytest.raises(RunnerError, match="cannot run this batch: .*out of"):
+        runner.run(batch)
 
 
 def test_operators_left_to_the_cpu_are_found(demo_artifact):

@@ -43,8 +43,7 @@ class EagerRunner:
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
-        with torch.inference_mode():
-            outputs = self.model(*self._tensors(batch))
+        outputs = self._forward(self._tensors(batch))
         return {name: out.cpu().numpy() for name, out in zip(self.output_names, outputs, strict=True)}
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
@@ -54,18 +53,25 @@ class EagerRunner:
 
     def _timed(self, tensors: list[Tensor]) -> float:
         start = time.perf_counter()
-        with torch.inference_mode():
-            self.model(*tensors)
+        self._forward(tensors)
         return time.perf_counter() - start
 
     def _timed_on_cuda(self, tensors: list[Tensor]) -> float:
         start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        with torch.inference_mode():
-            start.record()  # type: ignore[no-untyped-call, unused-ignore]
-            self.model(*tensors)
-            end.record()  # type: ignore[no-untyped-call, unused-ignore]
+        start.record()  # type: ignore[no-untyped-call, unused-ignore]
+        self._forward(tensors)
+        end.record()  # type: ignore[no-untyped-call, unused-ignore]
         end.synchronize()  # type: ignore[no-untyped-call, unused-ignore]
         return float(start.elapsed_time(end)) / 1000
+
+    def _forward(self, tensors: list[Tensor]) -> tuple[Tensor, ...]:
+        try:
+            with torch.inference_mode():
+                outputs: tuple[Tensor, ...] = self.model(*tensors)
+        except (RuntimeError, IndexError, MemoryError) as error:  # too little memory, a token out of the vocabulary
+            reason = (str(error) or type(error).__name__).splitlines()[0][:300]
+            raise RunnerError(f"{self.name} cannot run this batch: {reason}") from error
+        return outputs
 
     def trace(self, batch: Batch) -> dict[str, Array]:
         """What each module puts out, in the order in which they end; of one that runs several times, the last."""
