@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +81,21 @@ class BenchReport:
         }
 
 
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What is measured, and for how long; the first of the settings is the reference. No shapes are `SHAPES`."""
+
+    settings: dict[str, RunnerSettings]
+    shapes: tuple[tuple[int, int], ...]
+    budget_s: float
+    seed: int
+    progress: Progress
+
+    @property
+    def reference(self) -> str:
+        return next(iter(self.settings))
+
+
 def bench(
     artifacts: Sequence[str | Path],
     *,
@@ -101,7 +116,8 @@ def bench(
 
     Args:
         artifacts: At least one.
-        against: The checkpoint to run in eager PyTorch; without it the first artifact is the reference.
+        against: The checkpoint to run in eager PyTorch, or another artifact; without it the first artifact is the
+            reference.
         backbone: The checkpoint's backbone, where it names none.
         shapes: Texts and tokens; `SHAPES` as far as the model takes them.
         device: ``cpu``, ``cuda`` or ``tensorrt``; eager PyTorch runs on ``cuda`` for the latter two.
@@ -123,22 +139,17 @@ def bench(
     if not budget_s > 0 or not max_regression >= 0:
         raise RunnerError("budget must be above 0 seconds, and max_regression at least 0")
     settings = _settings(artifacts, against, backbone, device, threads)
-    reference = next(iter(settings))
+    plan = _Plan(settings, tuple(shapes or ()), budget_s, seed, progress)
+    reference = plan.reference
     machine = describe_machine(device=device, threads=threads)
     then = read_baseline(Path(baseline), machine=machine, other_machine=other_machine) if baseline else None
-    sides, rows = _measured(settings, reference, shapes, budget_s, seed, progress, then, baseline)
-    found: list[Regression] = []
-    if then is not None:
-        now = round_ratios(rows, reference)
-        found = regressions(now, then, max_regression=max_regression)
-        for _ in range(_MEASURED_AGAIN):
-            suspects = [row for row in found if not row.passed]
-            if not suspects:
-                break
-            progress(f"{len(suspects)} look slower than the baseline; measure again in new processes")
-            _, again = _measured(settings, reference, _shapes_of(rows), budget_s, seed, progress, then, baseline)
-            now = _joined(now, round_ratios(again, reference))
-            found = regressions(now, then, max_regression=max_regression)
+
+    def check(keys: Sequence[tuple[str, str]]) -> None:
+        if then is not None:
+            check_covered(keys, then, Path(str(baseline)))
+
+    sides, rows = _measured(plan, check)
+    found = _guarded(plan, rows, then, max_regression) if then is not None else []
     report = BenchReport(reference, tuple(sides), tuple(rows), machine, package_versions(), tuple(found))
     if baseline_to_save is not None:
         save_baseline(Path(baseline_to_save), round_ratios(rows, reference), machine=machine, versions=report.versions)
@@ -163,12 +174,14 @@ def _settings(
     threads: int | None,
 ) -> dict[str, RunnerSettings]:  # fmt: skip
     """What to open by label, the reference first."""
+    if against is not None and is_artifact(Path(against)):
+        artifacts, against = [against, *artifacts], None
     for path in artifacts:
         open_artifact(path)  # refuses at once what is damaged
     found: dict[str, RunnerSettings] = {}
     if against is not None:
         eager_device = "cpu" if device == "cpu" else "cuda"
-        task = open_artifact(artifacts[0]).manifest.task if not is_artifact(Path(against)) else None
+        task = open_artifact(artifacts[0]).manifest.task
         found[EAGER] = RunnerSettings(str(against), eager_device, threads, str(backbone) if backbone else None, task)
     for path in artifacts:
         name = Path(path).resolve().name
@@ -179,35 +192,47 @@ def _settings(
     return found
 
 
+def _guarded(plan: _Plan, rows: Sequence[Latency], then: Ratios, max_regression: float) -> list[Regression]:
+    """Hold a measurement against the baseline, and measure again before a regression is believed."""
+    now = round_ratios(rows, plan.reference)
+    found = regressions(now, then, max_regression=max_regression)
+    again = replace(plan, shapes=tuple(dict.fromkeys(row.shape for row in rows)))
+    for _ in range(_MEASURED_AGAIN):
+        suspects = sum(not row.passed for row in found)
+        if not suspects:
+            break
+        plan.progress(f"{suspects} look slower than the baseline; measure again in new processes")
+        more = round_ratios(_measured(again)[1], plan.reference)
+        now = {key: [*now[key], *more[key]] for key in now}
+        found = regressions(now, then, max_regression=max_regression)
+    return found
+
+
 def _measured(
-    settings: dict[str, RunnerSettings], reference: str, shapes: Sequence[tuple[int, int]] | None, budget_s: float,
-    seed: int, progress: Progress, then: Ratios | None, baseline: str | Path | None,
-) -> tuple[list[SideInfo], list[Latency]]:  # fmt: skip
+    plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = lambda _: None
+) -> tuple[list[SideInfo], list[Latency]]:
+    """Open all sides and time them; ``check`` is told of sides and shapes before it begins."""
+    reference, progress = plan.reference, plan.progress
     with contextlib.ExitStack() as stack:
         processes = {}
-        for label, each in settings.items():
+        for label, each in plan.settings.items():
             progress(f"open {label}")
             processes[label] = stack.enter_context(RunnerProcess(each))
         longest = min(process.max_length for process in processes.values())
-        chosen = shapes or list(dict.fromkeys((n, min(tokens, longest) or 1) for n, tokens in SHAPES))
-        if then is not None:
-            keys = [(label, f"{n}x{tokens}") for n, tokens in chosen for label in settings if label != reference]
-            check_covered(keys, then, Path(str(baseline)))
+        chosen = plan.shapes or tuple(dict.fromkeys((n, min(tokens, longest) or 1) for n, tokens in SHAPES))
+        check([(label, f"{n}x{tokens}") for n, tokens in chosen for label in processes if label != reference])
         rows: list[Latency] = []
         for shape in chosen:
             rows += measure(
-                processes, shape, budget_s=budget_s / len(chosen), reference=reference, seed=seed, progress=progress
+                processes,
+                shape,
+                budget_s=plan.budget_s / len(chosen),
+                reference=reference,
+                seed=plan.seed,
+                progress=progress,
             )
         sides = [
             SideInfo(label, each.settings.path, each.name, each.load_s, each.peak_mb())
             for label, each in processes.items()
         ]
     return sides, rows
-
-
-def _shapes_of(rows: Sequence[Latency]) -> list[tuple[int, int]]:
-    return list(dict.fromkeys(row.shape for row in rows))
-
-
-def _joined(first: Ratios, second: Ratios) -> Ratios:
-    return {key: [*first[key], *second[key]] for key in first}

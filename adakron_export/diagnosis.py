@@ -14,6 +14,9 @@ from adakron_export.validation.tolerance import Tolerance
 if TYPE_CHECKING:
     import onnx_ir as ir
 
+    from adakron_export.adapter.checkpoint import Checkpoint
+    from adakron_export.adapter.pooling import Pooling
+
 
 def find_divergence(right: Side, candidate: Side, batch: NamedBatch, *, tolerance: Tolerance) -> Divergence | None:
     """The first layer, and the first node in it, where an artifact leaves its checkpoint.
@@ -30,7 +33,7 @@ def find_divergence(right: Side, candidate: Side, batch: NamedBatch, *, toleranc
     Returns:
         ``None`` where a side shows no intermediate values.
     """
-    if right.eager is None or candidate.artifact is None:
+    if right.eager is None or right.checkpoint is None or candidate.artifact is None:
         return None
     import onnx_ir as ir
 
@@ -44,8 +47,8 @@ def find_divergence(right: Side, candidate: Side, batch: NamedBatch, *, toleranc
     adapters = {name for name, module in eager.model.named_modules() if isinstance(module, AdaKronLayer)}
     expected = right.runner.trace(batch.inputs)
     nodes = trace_graph(ir.load(candidate.artifact.model), manifest, batch.inputs, device=device)
-    anew = _exported_anew(right, manifest)
-    fresh = trace_graph(anew, manifest, batch.inputs, device=device) if anew is not None else []
+    anew = _exported_anew(right.checkpoint, manifest, eager.pooling)
+    fresh = trace_graph(anew, manifest, batch.inputs, device=device)
     layers = layer_errors(
         expected, module_values(nodes), module_values(fresh), tolerance=tolerance,
         mask=batch.inputs.get("attention_mask"),
@@ -53,23 +56,14 @@ def find_divergence(right: Side, candidate: Side, batch: NamedBatch, *, toleranc
     return first_divergence(batch.name, layers, nodes, fresh, lambda name: name in adapters)
 
 
-def _exported_anew(right: Side, manifest: Manifest) -> ir.Model | None:
-    """The checkpoint as a graph of the same dtype, opset and target; ``None`` where it cannot be exported."""
+def _exported_anew(checkpoint: Checkpoint, manifest: Manifest, pooling: Pooling) -> ir.Model:
+    """The checkpoint as a graph of the same dtype, opset and target."""
     from adakron_export.adapter.folding import fold
     from adakron_export.adapter.loading import load_model, task_of
     from adakron_export.adapter.task_model import TaskModel
-    from adakron_export.graph.capture import capture
-    from adakron_export.graph.sample import sample_batch
-    from adakron_export.graph.targets import lower, target_named
+    from adakron_export.graph.build import TORCH_DTYPES, build_graph
+    from adakron_export.graph.targets import target_named
 
-    assert right.eager is not None
-    if right.checkpoint is None:
-        return None
-    import torch
-
-    model = load_model(right.checkpoint, task=manifest.task)
-    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[manifest.dtype]
-    folded = TaskModel(fold(model).to(dtype), task_of(model), pooling=right.eager.pooling).eval()
-    sample = sample_batch(folded.config, folded.task, folded.signature)
-    sample = {name: t.to(dtype) if t.is_floating_point() else t for name, t in sample.items()}
-    return lower(capture(folded, sample, opset=manifest.opset), target_named(manifest.target))
+    model = load_model(checkpoint, task=manifest.task)
+    folded = TaskModel(fold(model).to(TORCH_DTYPES[manifest.dtype]), task_of(model), pooling=pooling).eval()
+    return build_graph(folded, opset=manifest.opset, target=target_named(manifest.target))

@@ -22,7 +22,7 @@ from adakron_export.artifact import (
 from adakron_export.card import model_card
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import package_versions, require
-from adakron_export.graph.targets import Target, lower, target_named
+from adakron_export.graph.targets import Target, target_named
 from adakron_export.onnx_file import write_model
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.tokenizer_files import copy_tokenizer
@@ -102,6 +102,7 @@ def export_onnx(
     progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
     from adakron_export.adapter.loading import load_model
+    from adakron_export.graph.build import build_graph
 
     found = find_checkpoint(checkpoint, backbone)
     model = load_model(found, task=task)
@@ -111,7 +112,7 @@ def export_onnx(
     progress("fold the adapters")
     folded = _folded(found, model, dtype)
     progress(f"export the graph (opset {opset})")
-    graph = _captured(folded, opset, lowered_for)
+    graph = build_graph(folded, opset=opset, target=lowered_for)
     with staged_folder(folder) as staged:
         progress("write the model")
         write_model(graph, staged)
@@ -176,25 +177,16 @@ def _folded(found: Checkpoint, model: PeftModel, dtype: str) -> TaskModel:
     import torch
 
     from adakron_export.adapter.folding import fold
+    from adakron_export.graph.build import TORCH_DTYPES
 
     module = fold(model)
     if dtype != "fp32":
-        module = module.to({"fp16": torch.float16, "bf16": torch.bfloat16}[dtype])
+        module = module.to(TORCH_DTYPES[dtype])
         broken = [name for name, tensor in module.state_dict().items()
                   if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]  # fmt: skip
         if broken:
             raise ExportError(f"{broken[0]} has values that {dtype} cannot hold; export in bf16 or fp32")
     return _task_model(found, model, module)
-
-
-def _captured(folded: TaskModel, opset: int, target: Target) -> ir.Model:
-    from adakron_export.graph.capture import capture
-    from adakron_export.graph.sample import sample_batch
-
-    sample = sample_batch(folded.config, folded.task, folded.signature)
-    floating = next(folded.parameters()).dtype
-    sample = {name: t.to(floating) if t.is_floating_point() else t for name, t in sample.items()}
-    return lower(capture(folded, sample, opset=opset), target)
 
 
 def _save_config(found: Checkpoint, model: PeftModel, folder: Path) -> None:

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from adakron_export.artifact import Artifact, Manifest
+from adakron_export.artifact import Artifact, Manifest, TensorInfo
 from adakron_export.graph.capture import MODULE_KEY
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.base import Array, Batch
@@ -137,7 +136,6 @@ def _run(model: ir.Model, manifest: Manifest, batch: Batch, device: Device) -> d
     with tempfile.TemporaryDirectory() as folder:
         common.RemoveUnusedOpsetsPass()(model)
         write_model(model, Path(folder))
-        runner = OrtRunner(Artifact(Path(folder), manifest), device=device, optimize=False)
-        feed = {info.name: np.asarray(batch[info.name], dtype=info.dtype) for info in manifest.inputs}
-        names = [str(value.name) for value in model.graph.outputs]
-        return dict(zip(names, runner.session.run(names, feed), strict=True))
+        outputs = tuple(TensorInfo(str(value.name), "float32", ()) for value in model.graph.outputs)
+        whole = Artifact(Path(folder), replace(manifest, outputs=outputs))
+        return OrtRunner(whole, device=device, optimize=False).run(batch)

@@ -11,6 +11,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -60,8 +61,9 @@ class RunnerProcess:
     def __init__(self, settings: RunnerSettings) -> None:
         self.settings = settings
         command = [sys.executable, "-m", "adakron_export.worker"]
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, RUF100 - a pipe that nobody reads would fill up
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         try:
             opened = self.ask("open", **asdict(settings))
@@ -119,18 +121,19 @@ class RunnerProcess:
         return answer
 
     def _last_words(self) -> str:
-        _, errors = self._process.communicate()
-        code = self._process.returncode
+        code = self._process.wait()
         if code == -9:
             return "killed, perhaps for want of memory"
-        lines = [line for line in errors.splitlines() if line.strip()]
-        return f"exit code {code}: {lines[-1][:200]}" if lines else f"exit code {code}"
+        self._errors.seek(0)
+        lines = [line for line in self._errors if line.strip()]
+        return f"exit code {code}: {lines[-1].strip()[:200]}" if lines else f"exit code {code}"
 
     def close(self) -> None:
         """End the process."""
         if self._process.poll() is None:
             self._process.kill()
         self._process.communicate()
+        self._errors.close()
 
 
 class _Served:

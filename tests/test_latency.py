@@ -131,7 +131,7 @@ def test_bench_measures_saves_and_guards(cli, demo_artifact, tmp_path):
     assert "has no artifact at 1x5; it has artifact at 1x4, artifact at 2x8" in other.stderr
 
 
-def test_two_artifacts_without_torch_code(demo_artifact, tmp_path):
+def test_without_a_checkpoint_the_first_artifact_is_the_reference(demo_artifact, tmp_path):
     export_onnx(DEMO, tmp_path / "cpu", target="ort-cpu", validate=False)
     report = bench([demo_artifact, tmp_path / "cpu"], shapes=[(1, 4)], budget_s=0.1)
     assert report.reference == "artifact"

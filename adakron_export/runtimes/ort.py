@@ -103,7 +103,7 @@ class OrtRunner:
         """A timed run; see `Runner.prepare`. On a GPU inputs and outputs are bound there, and each run is awaited."""
         feed, names = self._feed(batch), list(self.output_names)
         if self.device is Device.CPU:
-            return lambda: _seconds(lambda: self.session.run(names, feed))
+            return lambda: _seconds(lambda: self._guarded(lambda: self.session.run(names, feed)))
         import onnxruntime as ort  # noqa: TID253, RUF100
 
         binding = self.session.io_binding()
@@ -120,7 +120,7 @@ class OrtRunner:
             self.session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
 
-        return lambda: _seconds(once)
+        return lambda: _seconds(lambda: self._guarded(once))
 
     def _feed(self, batch: Batch) -> dict[str, Array]:
         check_batch(batch, self.input_names)

@@ -196,7 +196,7 @@ def _first_wrong_node(nodes: Sequence[Node], fresh: Sequence[Node], layer: str |
     missing = [node for node in fresh if node.key not in present and layer and _is_in(node.module, layer)]
     for node in nodes:
         inside = layer is not None and _is_in(node.module, layer)
-        verdict = _judge(node, others.get(node.key), is_new=inside and bool(fresh))
+        verdict = _judge(node, others.get(node.key), is_new=inside)
         if verdict is None:
             continue
         if missing and not inside and np.isfinite(node.value).all():
