@@ -15,7 +15,7 @@ def print_latency(report: BenchReport) -> None:
     machine = report.machine
     threads = f"{machine['threads']} threads" if machine["threads"] else "threads: the runtimes' choice"
     click.echo(f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, {threads}")
-    click.echo(f"{'shape':<8}{'side':<17}{'p50 ms':>8}{'p90':>8}{'p99':>8}{'texts/s':>9}  speed-up (95 %)")
+    click.echo(f"{'shape':<8}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}{'texts/s':>9}  speed-up (95 %)")
     for row in report.latencies:
         ratio = (
             ""
@@ -23,7 +23,7 @@ def print_latency(report: BenchReport) -> None:
             else f"{row.speedup.estimate:.2f}x ({row.speedup.low:.2f}-{row.speedup.high:.2f})"
         )
         numbers = f"{row.p50_ms:>8.2f}{row.p90_ms:>8.2f}{row.p99_ms:>8.2f}{row.texts_per_second:>9.1f}"
-        click.echo(f"{'x'.join(map(str, row.shape)):<8}{row.side[:16]:<17}{numbers}  {ratio}")
+        click.echo(f"{'x'.join(map(str, row.shape)):<8}{row.side[:13]:<14}{numbers}  {ratio}")
     for side in report.sides:
         memory = f", peak {side.peak_mb:.0f} MB" if side.peak_mb else ""
         click.echo(f"{side.label}: {side.runtime}, opened in {side.load_s:.2f} s{memory}")
