@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -23,6 +22,7 @@ from adakron_export.validation.baseline import (
     save_baseline,
 )
 from adakron_export.validation.latency import Latency, measure
+from adakron_export.validation.load import LoadLatency, Scenario, measure_load
 from adakron_export.worker import RunnerProcess, RunnerSettings
 
 Progress = Callable[[str], None]
@@ -52,6 +52,7 @@ class BenchReport:
         latencies: One per side and shape.
         machine: What it was measured on.
         versions: Of the packages.
+        loads: One per side, shape and load.
         regressions: One per side and shape, where there was a baseline.
     """
 
@@ -60,6 +61,7 @@ class BenchReport:
     latencies: tuple[Latency, ...]
     machine: dict[str, Any]
     versions: dict[str, str]
+    loads: tuple[LoadLatency, ...] = ()
     regressions: tuple[Regression, ...] = ()
 
     @property
@@ -77,6 +79,7 @@ class BenchReport:
             "versions": self.versions,
             "sides": [asdict(side) for side in self.sides],
             "latencies": [row.to_json() for row in self.latencies],
+            "loads": [row.to_json() for row in self.loads],
             "regressions": [row.to_json() for row in self.regressions],
         }
 
@@ -87,6 +90,7 @@ class _Plan:
 
     settings: dict[str, RunnerSettings]
     shapes: tuple[tuple[int, int], ...]
+    scenarios: tuple[Scenario, ...]
     budget_s: float
     seed: int
     progress: Progress
@@ -94,6 +98,15 @@ class _Plan:
     @property
     def reference(self) -> str:
         return next(iter(self.settings))
+
+
+@dataclass(frozen=True, slots=True)
+class _Measured:
+    """What one go through a plan showed."""
+
+    sides: tuple[SideInfo, ...]
+    latencies: tuple[Latency, ...]
+    loads: tuple[LoadLatency, ...]
 
 
 def bench(
@@ -106,6 +119,8 @@ def bench(
     threads: int | None = None,
     budget_s: float = 60.0,
     seed: int = 0,
+    clients: Sequence[int] = (),
+    rates: Sequence[float] = (),
     baseline: str | Path | None = None,
     baseline_to_save: str | Path | None = None,
     max_regression: float = 0.05,
@@ -122,8 +137,10 @@ def bench(
         shapes: Texts and tokens; `SHAPES` as far as the model takes them.
         device: ``cpu``, ``cuda`` or ``tensorrt``; eager PyTorch runs on ``cuda`` for the latter two.
         threads: Of one operator; each runtime's choice by default.
-        budget_s: What the rounds may take, in seconds; warm-up comes on top.
+        budget_s: What the rounds may take, in seconds; warm-up comes on top. Each load takes as long as the rounds.
         seed: Of the batches.
+        clients: Also measure with so many clients, each waiting for its answer.
+        rates: Also measure at so many requests a second, arriving whether or not one is answered.
         baseline: An earlier measurement to hold the ratios against.
         baseline_to_save: Where to write this one.
         max_regression: How much slower a side may have become, such as 0.05.
@@ -139,8 +156,8 @@ def bench(
     if not budget_s > 0 or not max_regression >= 0:
         raise RunnerError("budget must be above 0 seconds, and max_regression at least 0")
     settings = _settings(artifacts, against, backbone, device, threads)
-    plan = _Plan(settings, tuple(shapes or ()), budget_s, seed, progress)
-    reference = plan.reference
+    scenarios = (*(Scenario(clients=number) for number in clients), *(Scenario(rate=rate) for rate in rates))
+    plan = _Plan(settings, tuple(shapes or ()), scenarios, budget_s, seed, progress)
     machine = describe_machine(device=device, threads=threads)
     then = read_baseline(Path(baseline), machine=machine, other_machine=other_machine) if baseline else None
 
@@ -148,25 +165,14 @@ def bench(
         if then is not None:
             check_covered(keys, then, Path(str(baseline)))
 
-    sides, rows = _measured(plan, check)
-    found = _guarded(plan, rows, then, max_regression) if then is not None else []
-    report = BenchReport(reference, tuple(sides), tuple(rows), machine, package_versions(), tuple(found))
+    first = _measured(plan, check)
+    found = _guarded(plan, first.latencies, then, max_regression) if then is not None else []
+    report = BenchReport(plan.reference, first.sides, first.latencies, machine, package_versions(), first.loads,
+                         tuple(found))  # fmt: skip
     if baseline_to_save is not None:
-        save_baseline(Path(baseline_to_save), round_ratios(rows, reference), machine=machine, versions=report.versions)
+        ratios = round_ratios(report.latencies, plan.reference)
+        save_baseline(Path(baseline_to_save), ratios, machine=machine, versions=report.versions)
     return report
-
-
-def parse_shapes(text: str) -> list[tuple[int, int]]:
-    """Shapes such as ``1x16,8x128``.
-
-    Raises:
-        RunnerError: It is not of that form.
-    """
-    found = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in text.split(",")]
-    shapes = [(int(match[1]), int(match[2])) for match in found if match]
-    if len(shapes) < len(found) or any(0 in shape for shape in shapes):
-        raise RunnerError(f"shapes are {text!r}; write TEXTSxTOKENS, such as 1x16,8x128")
-    return list(dict.fromkeys(shapes))
 
 
 def _settings(
@@ -196,21 +202,19 @@ def _guarded(plan: _Plan, rows: Sequence[Latency], then: Ratios, max_regression:
     """Hold a measurement against the baseline, and measure again before a regression is believed."""
     now = round_ratios(rows, plan.reference)
     found = regressions(now, then, max_regression=max_regression)
-    again = replace(plan, shapes=tuple(dict.fromkeys(row.shape for row in rows)))
+    again = replace(plan, shapes=tuple(dict.fromkeys(row.shape for row in rows)), scenarios=())
     for _ in range(_MEASURED_AGAIN):
         suspects = sum(not row.passed for row in found)
         if not suspects:
             break
         plan.progress(f"{suspects} look slower than the baseline; measure again in new processes")
-        more = round_ratios(_measured(again)[1], plan.reference)
+        more = round_ratios(_measured(again).latencies, plan.reference)
         now = {key: [*now[key], *more[key]] for key in now}
         found = regressions(now, then, max_regression=max_regression)
     return found
 
 
-def _measured(
-    plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = lambda _: None
-) -> tuple[list[SideInfo], list[Latency]]:
+def _measured(plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = lambda _: None) -> _Measured:
     """Open all sides and time them; ``check`` is told of sides and shapes before it begins."""
     reference, progress = plan.reference, plan.progress
     with contextlib.ExitStack() as stack:
@@ -219,20 +223,19 @@ def _measured(
             progress(f"open {label}")
             processes[label] = stack.enter_context(RunnerProcess(each))
         longest = min(process.max_length for process in processes.values())
-        chosen = plan.shapes or tuple(dict.fromkeys((n, min(tokens, longest) or 1) for n, tokens in SHAPES))
-        check([(label, f"{n}x{tokens}") for n, tokens in chosen for label in processes if label != reference])
+        shapes = plan.shapes or tuple(dict.fromkeys((n, min(tokens, longest) or 1) for n, tokens in SHAPES))
+        check([(label, f"{n}x{tokens}") for n, tokens in shapes for label in processes if label != reference])
+        budget_s = plan.budget_s / len(shapes)
         rows: list[Latency] = []
-        for shape in chosen:
+        loads: list[LoadLatency] = []
+        for shape in shapes:
             rows += measure(
-                processes,
-                shape,
-                budget_s=plan.budget_s / len(chosen),
-                reference=reference,
-                seed=plan.seed,
-                progress=progress,
+                processes, shape, budget_s=budget_s, reference=reference, seed=plan.seed, progress=progress
             )
+            for scenario in plan.scenarios:
+                loads += measure_load(processes, shape, scenario, budget_s=budget_s, seed=plan.seed, progress=progress)
         sides = [
             SideInfo(label, each.settings.path, each.name, each.load_s, each.peak_mb())
             for label, each in processes.items()
         ]
-    return sides, rows
+    return _Measured(tuple(sides), tuple(rows), tuple(loads))

@@ -12,6 +12,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,7 +24,8 @@ from adakron_export.errors import AdaKronError, RunnerError
 
 if TYPE_CHECKING:
     from adakron_export.runtimes.base import Runner
-    from adakron_export.validation.batches import InputSpace
+    from adakron_export.validation.batches import InputSpace, NamedBatch
+    from adakron_export.validation.load import Observed, Scenario
 
 _STEADY, _STEADY_RUNS = 0.03, 5  # two groups of so many runs have medians that are so near
 _LONGEST_WARM_UP_S, _LONGEST_WARM_UP_RUNS = 3.0, 500
@@ -94,6 +96,12 @@ class RunnerProcess:
         seconds: list[float] = self.ask("time", runs=runs)["seconds"]
         return seconds
 
+    def load(self, scenario: Scenario, seconds: float, *, seed: int) -> Observed:
+        """Put the batch that was prepared under load; see `measure_load`."""
+        from adakron_export.validation.load import Observed
+
+        return Observed(**self.ask("load", **asdict(scenario), seconds=seconds, seed=seed))
+
     def peak_mb(self) -> float | None:
         """The highest resident memory of the process, where the system tells."""
         peak: float | None = self.ask("memory")["peak_mb"]
@@ -142,6 +150,8 @@ class _Served:
     def __init__(self) -> None:
         self.runner: Runner | None = None
         self.space: InputSpace | None = None
+        self.batch: NamedBatch | None = None
+        self.turn = threading.Lock()
         self.once: Callable[[], float] = lambda: 0.0
 
     def open(self, **settings: Any) -> dict[str, Any]:
@@ -155,12 +165,34 @@ class _Served:
 
         assert self.runner is not None
         assert self.space is not None
-        batch = batch_of(self.space, texts, tokens, seed=seed)
-        self.once = self.runner.prepare(batch.inputs)
+        self.batch = batch_of(self.space, texts, tokens, seed=seed)
+        self.once = self.runner.prepare(self.batch.inputs)
         return {"first_s": self.once(), "steady_s": _warm_up(self.once)}
 
     def time(self, runs: int) -> dict[str, Any]:
         return {"seconds": [self.once() for _ in range(runs)]}
+
+    def load(self, clients: int | None, rate: float | None, seconds: float, seed: int) -> dict[str, Any]:
+        from adakron_export.validation.load import arrivals, closed_loop, open_loop
+
+        if rate is not None:
+            return asdict(open_loop(self.once, arrivals(rate, seconds, seed=seed), seconds))
+        return asdict(closed_loop([self._client() for _ in range(clients or 1)], seconds))
+
+    def _client(self) -> Callable[[], float]:
+        """A run with inputs and outputs of its own; on a GPU they wait for one another, as recorded launches must."""
+        assert self.runner is not None
+        assert self.batch is not None
+        once = self.runner.prepare(self.batch.inputs)
+        once()
+        if getattr(self.runner, "device", "cpu") == "cpu":
+            return once
+
+        def alone() -> float:
+            with self.turn:
+                return once()
+
+        return alone
 
     def memory(self) -> dict[str, Any]:
         return {"peak_mb": peak_memory_mb()}

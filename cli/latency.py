@@ -18,12 +18,13 @@ def print_latency(report: BenchReport) -> None:
     click.echo(f"{'shape':<8}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}{'texts/s':>9}  speed-up (95 %)")
     for row in report.latencies:
         ratio = (
-            ""
-            if row.speedup is None
-            else f"{row.speedup.estimate:.2f}x ({row.speedup.low:.2f}-{row.speedup.high:.2f})"
+            f"{_times(row.speedup.estimate)}x ({_times(row.speedup.low)}-{_times(row.speedup.high)})"
+            if row.speedup
+            else ""
         )
         numbers = f"{row.p50_ms:>8.2f}{row.p90_ms:>8.2f}{row.p99_ms:>8.2f}{row.texts_per_second:>9.1f}"
         click.echo(f"{'x'.join(map(str, row.shape)):<8}{row.side[:13]:<14}{numbers}  {ratio}")
+    _print_loads(report)
     for side in report.sides:
         memory = f", peak {side.peak_mb:.0f} MB" if side.peak_mb else ""
         click.echo(f"{side.label}: {side.runtime}, opened in {side.load_s:.2f} s{memory}")
@@ -37,3 +38,18 @@ def print_latency(report: BenchReport) -> None:
     if report.regressions:
         verdict = click.style("passed", fg="green") if report.passed else click.style("FAILED", fg="red", bold=True)
         click.echo(f"latency {verdict}: limit {100 * (report.regressions[0].limit - 1):+.1f} %")
+
+
+def _times(value: float) -> str:
+    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+
+
+def _print_loads(report: BenchReport) -> None:
+    if not report.loads:
+        return
+    click.echo(f"{'under load':<24}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}  requests/s")
+    for row in report.loads:
+        load = f"{row.shape[0]}x{row.shape[1]}, {row.scenario}"
+        lost = f" {row.unanswered / (row.requests + row.unanswered):4.0%} lost" if row.unanswered else ""
+        numbers = f"{row.p50_ms:>8.2f}{row.p90_ms:>8.2f}{row.p99_ms:>8.2f}{row.requests_per_second:>8.1f}"
+        click.echo(f"{load[:23]:<24}{row.side[:13]:<14}{numbers}{lost}")

@@ -10,11 +10,25 @@ from typing import Any
 
 import click
 
+from adakron_export.errors import AdaKronError
+
 backbone = click.option("--backbone", metavar="DIR_OR_ID", help="The backbone; by default what the checkpoint names.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 task = click.option("--task", metavar="NAME", help="Such as text-classification; inferred by default.")
 device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or tensorrt; no other instead.")
 atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
+
+
+def read_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
+    """A callback that reads an option's text, and says which option it was where that fails."""
+
+    def read(_context: click.Context, _option: click.Parameter, text: str | None) -> Any:
+        try:
+            return None if text is None else parse(text)
+        except AdaKronError as error:
+            raise click.BadParameter(str(error)) from error
+
+    return read
 
 
 def stage_printer() -> Callable[[str], None]:

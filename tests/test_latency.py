@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from adakron_export import bench, export_onnx
-from adakron_export.benchmarking import parse_shapes
 from adakron_export.errors import ArtifactError, RunnerError
+from adakron_export.quantities import parse_shapes
 from adakron_export.validation.baseline import read_baseline, regressions, save_baseline
 from adakron_export.validation.latency import measure, speedup
 from adakron_export.worker import RunnerProcess, RunnerSettings

@@ -1,0 +1,44 @@
+"""Shapes, durations and shares as people write them."""
+
+from __future__ import annotations
+
+import re
+
+from adakron_export.errors import RunnerError
+
+
+def parse_shapes(text: str) -> list[tuple[int, int]]:
+    """Shapes such as ``1x16,8x128``, each one once.
+
+    Raises:
+        RunnerError: It is not of that form.
+    """
+    found = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in text.split(",")]
+    shapes = [(int(match[1]), int(match[2])) for match in found if match]
+    if len(shapes) < len(found) or any(0 in shape for shape in shapes):
+        raise RunnerError(f"shapes are {text!r}; write TEXTSxTOKENS, such as 1x16,8x128")
+    return list(dict.fromkeys(shapes))
+
+
+def parse_seconds(text: str) -> float:
+    """A duration such as ``60s`` or ``2m``; a bare number is seconds.
+
+    Raises:
+        RunnerError: It is not of that form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min)?", text.strip())
+    if found is None:
+        raise RunnerError(f"{text!r} is no duration; write 60s or 2m")
+    return float(found[1]) * (1 if found[2] in (None, "s") else 60)
+
+
+def parse_share(text: str) -> float:
+    """A share such as ``5%`` or ``0.05``.
+
+    Raises:
+        RunnerError: It is not of that form.
+    """
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    if found is None:
+        raise RunnerError(f"{text!r} is no share; write 5% or 0.05")
+    return float(found[1]) / (100 if found[2] else 1)

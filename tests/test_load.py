@@ -1,0 +1,118 @@
+"""Clients that wait, and requests that do not."""
+
+import json
+
+import numpy as np
+import pytest
+
+from adakron_export.errors import RunnerError
+from adakron_export.validation.load import (
+    Observed,
+    Scenario,
+    arrivals,
+    closed_loop,
+    measure_load,
+    open_loop,
+    summarize,
+)
+from conftest import DEMO
+
+
+class Clock:
+    """A clock that only runs when told."""
+
+    def __init__(self):
+        self.now = 100.0
+
+    def __call__(self):
+        return self.now
+
+    def pass_by(self, seconds):
+        self.now += seconds
+
+
+def test_a_client_sends_again_when_it_has_its_answer():
+    clock = Clock()
+    found = closed_loop([lambda: clock.pass_by(0.25)], 1.0, clock=clock)
+    assert found == Observed([0.25] * 4, 1.0)
+
+
+def test_clients_run_at_the_same_time_and_a_failure_of_one_ends_all():
+    def fail():
+        raise RunnerError("no more")
+
+    with pytest.raises(RunnerError, match="no more"):
+        closed_loop([lambda: None, fail], 60.0)
+
+
+def test_a_late_request_is_timed_from_when_it_was_due():
+    clock = Clock()
+    due = [0.0, 0.0625, 1.0]
+    found = open_loop(lambda: clock.pass_by(0.25), due, 2.0, clock=clock, sleep=clock.pass_by)
+    assert found.latencies_s == [0.25, 0.4375, 0.25]
+    assert (found.duration_s, found.unanswered) == (1.25, 0)
+
+
+def test_an_open_loop_that_falls_behind_is_stopped_and_counts_what_it_owes():
+    clock = Clock()
+    due = arrivals(50.0, 1.0, seed=0)
+    found = open_loop(lambda: clock.pass_by(0.25), due, 1.0, clock=clock, sleep=clock.pass_by)
+    assert len(found.latencies_s) == 9  # the last begins at 2.0 s
+    assert found.unanswered == len(due) - 9
+    row = summarize("slow", (1, 8), Scenario(rate=50.0), [found])
+    assert row.p50_ms == np.inf
+    assert row.requests_per_second == pytest.approx(4.0)
+    assert json.loads(json.dumps(row.to_json(), allow_nan=False))["p99_ms"] == "inf"
+
+
+def test_arrivals_are_a_poisson_process():
+    due = arrivals(200.0, 50.0, seed=3)
+    gaps = np.diff(due)
+    assert len(due) == pytest.approx(10_000, rel=0.05)
+    assert gaps.std() == pytest.approx(gaps.mean(), rel=0.05)
+    assert due == arrivals(200.0, 50.0, seed=3) != arrivals(200.0, 50.0, seed=4)
+
+
+def test_sides_take_turns_and_meet_the_same_arrivals():
+    asked = []
+
+    class Side:
+        def __init__(self, name):
+            self.name = name
+
+        def prepare(self, shape, *, seed=0):
+            return 0.1, 0.1
+
+        def load(self, scenario, seconds, *, seed):
+            asked.append((self.name, seconds, seed))
+            return Observed([0.1], seconds)
+
+    rows = measure_load({"a": Side("a"), "b": Side("b")}, (2, 8), Scenario(clients=2), budget_s=6.0, seed=1)
+    assert asked == [("a", 1, 3), ("b", 1, 3), ("b", 1, 4), ("a", 1, 4), ("a", 1, 5), ("b", 1, 5)]
+    assert [(row.side, row.scenario, row.requests, row.p99_ms) for row in rows] == [
+        ("a", "2 clients", 3, 100.0),
+        ("b", "2 clients", 3, 100.0),
+    ]
+
+
+def test_bench_under_load(cli, demo_artifact):
+    arguments = ("--shapes", "1x4", "--budget", "0.3s", "--clients", 2, "--rate", 20, "--rate", 200000)
+    content = json.loads(cli("bench", demo_artifact, *arguments, "--json").stdout)
+    closed, steady, flooded = content["loads"]
+    assert (closed["scenario"], closed["unanswered"]) == ("2 clients", 0)
+    assert closed["requests"] > 2
+    assert (steady["scenario"], steady["unanswered"]) == ("20 requests/s", 0)
+    assert (flooded["scenario"], flooded["p99_ms"]) == ("200000 requests/s", "inf")
+    assert flooded["unanswered"] > 0
+
+    table = cli("bench", demo_artifact, "--against", DEMO, *arguments).stdout
+    assert max(map(len, table.splitlines()[1:])) <= 80
+    assert "% lost" in table
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [(["--clients", 0], "clients is 0"), (["--rate", 0], "rate is 0"), (["--rate", "nan"], "rate is nan")],
+)
+def test_bad_loads(cli, demo_artifact, arguments, message):
+    assert message in cli("bench", demo_artifact, *arguments, code=2).stderr
