@@ -12,6 +12,7 @@ from adakron_export.artifact import is_artifact, open_artifact
 from adakron_export.errors import RunnerError
 from adakron_export.extras import package_versions
 from adakron_export.machine import describe_machine
+from adakron_export.quantities import parse_shapes
 from adakron_export.validation.baseline import (
     Ratios,
     Regression,
@@ -134,7 +135,7 @@ def bench(
         against: The checkpoint to run in eager PyTorch, or another artifact; without it the first artifact is the
             reference.
         backbone: The checkpoint's backbone, where it names none.
-        shapes: Texts and tokens; `SHAPES` as far as the model takes them.
+        shapes: Texts and tokens; those of the baseline, or else `SHAPES` as far as the model takes them.
         device: ``cpu``, ``cuda`` or ``tensorrt``; eager PyTorch runs on ``cuda`` for the latter two.
         threads: Of one operator; each runtime's choice by default.
         budget_s: What the rounds may take, in seconds; warm-up comes on top. Each load takes as long as the rounds.
@@ -157,9 +158,11 @@ def bench(
         raise RunnerError("budget must be above 0 seconds, and max_regression at least 0")
     settings = _settings(artifacts, against, backbone, device, threads)
     scenarios = (*(Scenario(clients=number) for number in clients), *(Scenario(rate=rate) for rate in rates))
-    plan = _Plan(settings, tuple(shapes or ()), scenarios, budget_s, seed, progress)
     machine = describe_machine(device=device, threads=threads)
     then = read_baseline(Path(baseline), machine=machine, other_machine=other_machine) if baseline else None
+    if then is not None and shapes is None:
+        shapes = list(dict.fromkeys(parse_shapes(shape)[0] for _, shape in then))
+    plan = _Plan(settings, tuple(shapes or ()), scenarios, budget_s, seed, progress)
 
     def check(keys: Sequence[tuple[str, str]]) -> None:
         if then is not None:

@@ -9,6 +9,7 @@ AdaKronError                  base of all; the command line prints it and exits 
 ├── ExportError               a model, task or option that cannot be exported
 ├── ArtifactError             a folder that is not an artifact, or no longer what was written
 ├── RunnerError               a batch that does not fit a runner
+├── ReportError               a report that cannot be written or read
 └── MissingPackageError       an optional package is not installed (also an ImportError)
 """
 
@@ -52,6 +53,10 @@ class ArtifactError(AdaKronError):
 
 class RunnerError(AdaKronError):
     """A batch that does not fit a runner."""
+
+
+class ReportError(AdaKronError):
+    """A report that cannot be written or read."""
 
 
 class MissingPackageError(AdaKronError, ImportError):

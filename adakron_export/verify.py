@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifact import Artifact, is_artifact, open_artifact, sha256_of
-from adakron_export.diagnosis import find_divergence
+from adakron_export.diagnosis import compare_layers, find_divergence
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.input_space import model_space, read_config
 from adakron_export.runtimes.ort import Device
@@ -43,6 +43,7 @@ def validate(
     data: str | None = None,
     limit: int | None = None,
     max_drop: float = 0.005,
+    layers: bool = False,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
     """Compare an artifact with its checkpoint in eager PyTorch, unfolded; or any two sides.
@@ -62,6 +63,7 @@ def validate(
         data: Text to run both on, as for training; with labels, the task's metrics of both are compared.
         limit: Draw so many of its rows.
         max_drop: By how much the first metric may be worse, such as 0.005 of an accuracy from 0 to 1.
+        layers: Compare the layers too where the outputs agree; where they do not, that is done anyway.
         progress: Told of each stage as it begins.
 
     Raises:
@@ -89,12 +91,13 @@ def validate(
         rows, accuracy = compare_on_data(right.runner, candidate.runner, text, tolerance=limits, max_drop=max_drop,
                                          progress=progress)  # fmt: skip
         report = replace(report, rows=(*report.rows, *rows), accuracy=accuracy)
-    wrong = {row.batch for row in report.rows if not row.passed}
+    wrong = [each for each in batches if any(row.batch == each.name and not row.passed for row in report.rows)]
     if not wrong:
-        return report
-    smallest = min(
-        (each for each in batches if each.name in wrong), key=lambda each: each.inputs[right.space.names[0]].size
-    )
+        if not layers:
+            return report
+        progress("compare the layers")
+        return replace(report, layers=compare_layers(right, candidate, batches[-1], tolerance=limits))
+    smallest = min(wrong, key=lambda each: each.inputs[right.space.names[0]].size)
     progress("look for the first layer that diverges")
     found = find_divergence(right, candidate, smallest, tolerance=limits)
     options = {"against": against, "backbone": backbone, "device": device, "against-device": against_device,

@@ -17,7 +17,7 @@ from . import options
 @click.option("--against", metavar="CHECKPOINT", help="Run in eager PyTorch; by default the first artifact.")
 @options.backbone
 @click.option("--shapes", metavar="LIST", callback=options.read_by(parse_shapes),
-              help="Texts and tokens.  [default: 1x16,1x128,8x128,32x128]")  # fmt: skip
+              help="Texts and tokens.  [default: the baseline's, or 1x16,1x128,8x128,32x128]")  # fmt: skip
 @options.device
 @click.option("--threads", type=int, metavar="N", help="Of one operator; the runtime's choice by default.")
 @click.option("--budget", "budget_s", default="60s", show_default=True, callback=options.read_by(parse_seconds),
@@ -30,8 +30,9 @@ from . import options
 @click.option("--max-regression", default="5%", show_default=True, callback=options.read_by(parse_share),
               help="How much worse.")  # fmt: skip
 @click.option("--other-machine", is_flag=True, help="Take a baseline of another machine too.")
+@options.report
 @options.as_json
-def bench(artifacts: tuple[str, ...], *, as_json: bool, **settings: Any) -> None:
+def bench(artifacts: tuple[str, ...], *, report_to: str | None, as_json: bool, **settings: Any) -> None:
     """Time ARTIFACT against eager PyTorch.
 
     Each runtime has a process of its own, and they take turns. With a baseline, the ratio to eager PyTorch of the same
@@ -39,6 +40,7 @@ def bench(artifacts: tuple[str, ...], *, as_json: bool, **settings: Any) -> None
     """
     from adakron_export.benchmarking import bench as measure
 
+    options.check_report(report_to)
     report = measure(artifacts, progress=options.stage_printer(), **settings)
     if as_json:
         options.print_json(report.to_json())
@@ -46,5 +48,6 @@ def bench(artifacts: tuple[str, ...], *, as_json: bool, **settings: Any) -> None
         from .latency import print_latency
 
         print_latency(report)
+    options.write_report(report_to, machine=report.machine, versions=report.versions, latency=report.to_json())
     if not report.passed:
         sys.exit(1)

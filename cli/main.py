@@ -11,7 +11,9 @@ import click
 from adakron_export._version import __version__
 from adakron_export.errors import AdaKronError
 
+from . import options
 from .bench import bench
+from .compare import compare
 from .convert import convert
 from .inspect import inspect
 from .onnx import onnx
@@ -22,6 +24,10 @@ from .validate import validate
 
 class _Group(click.Group):
     """Prints our errors as one message and exits with 2; `--debug` shows where they come from."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options.remember(ctx, args)
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -54,5 +60,5 @@ def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
     """
 
 
-for command in (bench, convert, inspect, onnx, predict, train, validate):
+for command in (bench, compare, convert, inspect, onnx, predict, train, validate):
     main.add_command(command)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,6 +18,33 @@ as_json = click.option("--json", "as_json", is_flag=True, help="Print the result
 task = click.option("--task", metavar="NAME", help="Such as text-classification; inferred by default.")
 device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda or tensorrt; no other instead.")
 atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
+
+
+report = click.option("--report", "report_to", metavar="DIR", help="Write a page and report.json there.")
+
+
+def remember(context: click.Context, arguments: list[str]) -> None:
+    """Keep the words of the command line for `write_report`."""
+    context.meta["adakron_export.arguments"] = list(arguments)
+
+
+def check_report(folder: str | None) -> None:
+    """Refuse a place where no report can be written, before anything is measured."""
+    from adakron_export.reporting.report import check_report_folder
+
+    if folder is not None:
+        check_report_folder(folder)
+
+
+def write_report(folder: str | None, **parts: Any) -> None:
+    """Write a report, if one was asked for, and say where; the parts are those of `report_content`."""
+    if folder is None:
+        return
+    from adakron_export.reporting import report
+
+    words = click.get_current_context().meta["adakron_export.arguments"]
+    content = report.report_content(repeat=shlex.join(["adakron-export", *words]), **parts)
+    click.echo(f"report: {report.write_report(folder, content)}", err=True)
 
 
 def read_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:

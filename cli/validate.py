@@ -36,20 +36,30 @@ def _limits(_context: click.Context, _option: click.Parameter, pairs: tuple[str,
 @click.option("--data", metavar="DATA", help="Text to run both on, as for train; labels are scored.")
 @click.option("--limit", type=int, metavar="N", help="Draw so many of its rows.")
 @click.option("--max-drop", default=0.005, show_default=True, help="Of the task's metric.")
+@options.report
 @options.as_json
-def validate(*, artifact: str, as_json: bool, **settings: Any) -> None:
+def validate(*, artifact: str, report_to: str | None, as_json: bool, **settings: Any) -> None:
     """Compare ARTIFACT with its checkpoint.
 
     Where they differ, the first layer that is wrong is named, the first node in it, and the command that repeats it.
     """
     from adakron_export import validate as validate_artifact
+    from adakron_export.extras import package_versions
+    from adakron_export.machine import describe_machine
 
-    report = validate_artifact(artifact, progress=options.stage_printer(), **settings)
+    options.check_report(report_to)
+    report = validate_artifact(artifact, layers=report_to is not None, progress=options.stage_printer(), **settings)
     if as_json:
         options.print_json(report.to_json())
     else:
         from .parity import print_parity
 
         print_parity(report)
+    options.write_report(
+        report_to,
+        machine=describe_machine(device=settings["device"], threads=None),
+        versions=package_versions(),
+        parity=report.to_json(),
+    )
     if not report.passed:
         sys.exit(1)

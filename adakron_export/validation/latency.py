@@ -48,6 +48,7 @@ class Latency:
         mean_ms: Mean.
         texts_per_second: Texts over the mean.
         first_ms: The first run of this shape.
+        quantiles_ms: The 0th, 5th, ... 100th percentile.
         round_ms: The median of each round, in their order.
         speedup: How many times faster than the reference, from the ratios within each round; ``None`` for itself.
     """
@@ -61,6 +62,7 @@ class Latency:
     mean_ms: float
     texts_per_second: float
     first_ms: float
+    quantiles_ms: tuple[float, ...]
     round_ms: tuple[float, ...]
     speedup: Interval | None
 
@@ -125,6 +127,7 @@ def _latency(
         mean_ms=mean,
         texts_per_second=shape[0] * 1000 / mean,
         first_ms=first_s * 1000,
+        quantiles_ms=tuple(np.percentile(every, range(0, 101, 5)).tolist()),
         round_ms=tuple(float(np.median(each)) * 1000 for each in rounds),
         speedup=ratio,
     )

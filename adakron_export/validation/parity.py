@@ -14,7 +14,7 @@ from adakron_export.validation.tolerance import Tolerance
 
 if TYPE_CHECKING:
     from adakron_export.validation.accuracy import AccuracyReport
-    from adakron_export.validation.divergence import Divergence
+    from adakron_export.validation.divergence import Divergence, LayerError
 
 Progress = Callable[[str], None]
 AT_LEAST = ("cosine", "top1_agreement")  # the other metrics are errors, of which less is better
@@ -111,6 +111,7 @@ class ParityReport:
         notes: What a reader should know.
         accuracy: What labelled text showed, where there was some.
         divergence: Where the two part, if they do and it was looked for.
+        layers: The layers of a comparison that held, where that was asked for.
         repeat: The command that repeats the smallest batch that failed.
     """
 
@@ -123,6 +124,7 @@ class ParityReport:
     notes: tuple[str, ...] = ()
     accuracy: AccuracyReport | None = None
     divergence: Divergence | None = None
+    layers: tuple[LayerError, ...] = ()
     repeat: str | None = None
 
     @property
@@ -151,6 +153,7 @@ class ParityReport:
             "notes": list(self.notes),
             "accuracy": self.accuracy.to_json() if self.accuracy else None,
             "divergence": self.divergence.to_json() if self.divergence else None,
+            "layers": [layer.to_json() for layer in self.layers],
             "repeat": self.repeat,
         }
 

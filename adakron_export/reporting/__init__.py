@@ -1,0 +1,1 @@
+"""Reports: plain data with a schema, and the page that is drawn from it."""
