@@ -35,7 +35,7 @@ class CheckpointInfo:
         settings: r, k, order, activation, experts.
         adapters: One per layer.
         adapter_parameters: In all adapters.
-        head_parameters: Trained with them, in the modules that are saved whole.
+        head_parameters: Trained with them, in the modules that are saved whole: the head, and norms if they were.
         total_parameters: Of the whole model.
         file_bytes: Size of the file with the tensors.
     """

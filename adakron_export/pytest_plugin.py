@@ -121,6 +121,7 @@ class ArtifactTest(pytest.Item):
     def __init__(self, *, part: str, **rest: Any) -> None:
         super().__init__(**rest)
         self.part = part
+        self.extra_keyword_matches.add("adakron")  # -k adakron
 
     def runtest(self) -> None:
         """Measure, note the figures for JUnit, and fail with what is wrong."""
@@ -138,7 +139,7 @@ class ArtifactTest(pytest.Item):
 
     def reportinfo(self) -> tuple[Path, None, str]:
         """Where it is said to stand."""
-        return self.path, None, self.name
+        return self.path, None, self.nodeid
 
 
 _Outcome = tuple[list[tuple[str, object]], list[str]]
@@ -194,7 +195,7 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         return
     option = config.stash[_SUBJECT].option
     parts = ["parity", *(["accuracy"] if option("data") else []), *(["latency"] if option("baseline") else [])]
-    items += [ArtifactTest.from_parent(session, name=f"adakron::{part}", part=part) for part in parts]
+    items += [ArtifactTest.from_parent(session, name=part, nodeid=f"adakron::{part}", part=part) for part in parts]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

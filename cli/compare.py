@@ -41,7 +41,7 @@ def _print(found: Comparison) -> None:
     for name, first, second in found.environment:
         click.echo(f"not the same {name}: {first} and {second}")
     if found.latency and found.environment:
-        click.echo("milliseconds compare only on the same machine; speed-ups are ratios within each run")
+        click.echo("milliseconds compare only on one machine; speed-ups are ratios within a run")
 
 
 def _print_rows(title: str, rows: Sequence[Change]) -> None:

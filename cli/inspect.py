@@ -56,7 +56,7 @@ def _print_checkpoint(info: Any) -> None:
             (
                 "trained",
                 f"{trained:,} of {info.total_parameters:,} parameters ({info.trainable_share:.3%}): "
-                f"{info.adapter_parameters:,} in adapters, {info.head_parameters:,} in the head",
+                f"{info.adapter_parameters:,} in adapters, {info.head_parameters:,} saved whole",
             ),
         ]
     )

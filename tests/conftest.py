@@ -99,6 +99,11 @@ def cli() -> Cli:
     return Cli()
 
 
+@pytest.fixture(scope="module")
+def module_cli() -> Cli:
+    return Cli()
+
+
 @pytest.fixture
 def demo_batch() -> dict[str, np.ndarray]:
     ids = np.array([[2, 20, 30, 40, 3], [2, 50, 3, 0, 0]])

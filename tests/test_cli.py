@@ -111,7 +111,7 @@ def test_convert_replaces_checkpoints_only(cli, glue_case, tmp_path):
 def test_inspect_checkpoint_reference_file_and_artifact(cli, glue_case, demo_artifact):
     text = cli("inspect", DEMO).stdout
     assert "trained     10,401 of " in text
-    assert "10,110 in adapters, 291 in the head" in " ".join(text.split())
+    assert "10,110 in adapters, 291 saved whole" in " ".join(text.split())
     assert "bert.encoder.layer.2.output.dense" in text
     assert "a1.weight 6x96  a2.weight 4x96  up.weight 96x24" in text
 

@@ -1,7 +1,5 @@
 """Every kind of wrong export is caught, and the layer and the node are named."""
 
-import shutil
-
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -9,8 +7,7 @@ import torch
 from onnx_ir.passes import common
 
 from adakron_export import export_onnx, validate
-from adakron_export.artifact import open_artifact, write_manifest
-from adakron_export.onnx_file import write_model
+from tampered import changed
 from tiny import backbone_of, save_checkpoint
 
 LAYER = "bert.encoder.layer.1"
@@ -26,22 +23,6 @@ def exported(request, checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp("exported") / "artifact"
     assert export_onnx(checkpoint, folder, target=request.param).written
     return folder
-
-
-def changed(exported, folder, change):
-    """A copy with another graph, signed as if it were right."""
-    shutil.copytree(exported, folder)
-    manifest = open_artifact(folder).manifest
-    model = ir.load(folder / "model.onnx")
-    common.InlinePass()(model)
-    change({node_key(node): node for node in model.graph}, model)
-    write_model(model, folder)
-    write_manifest(folder, manifest)
-    return folder
-
-
-def node_key(node):
-    return node.metadata_props.get("adakron_export.module", "") + ":" + node.op_type
 
 
 def perturb_weight(nodes, model):

@@ -287,12 +287,12 @@ def test_torch_compile_trains_the_same(backbone, data, tmp_path):
     assert compiled.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=1e-4)
 
 
-def test_the_head_learns_at_its_own_rate(backbone, data, tmp_path):
+def test_head_and_norms_learn_at_their_own_rates(backbone, data, tmp_path):
     from adakron_export.training.labels import Labels
     from adakron_export.training.model import BackboneSource, load_tokenizer, load_trainable
     from adakron_export.training.trainer import AdaKronTrainer, training_arguments
 
-    recipe = recipe_of(backbone, data, head_learning_rate=1e-3)
+    recipe = recipe_of(backbone, data, head_learning_rate=1e-3, norm_learning_rate=1e-4)
     source = BackboneSource(str(backbone), backbone, None)
     labels = Labels("single_label_classification", ("a", "b"))
     model = load_trainable(source, recipe, Task.TEXT_CLASSIFICATION, labels, load_tokenizer(source))
@@ -303,5 +303,18 @@ def test_the_head_learns_at_its_own_rate(backbone, data, tmp_path):
     for group in trainer.create_optimizer().param_groups:
         for parameter in group["params"]:
             name = names[id(parameter)]
-            assert group["lr"] == (1e-2 if "adakron_" in name else 1e-3)
-            assert (group["weight_decay"] == 0) == name.endswith("bias")
+            norm = "LayerNorm" in name
+            assert group["lr"] == (1e-2 if "adakron_" in name else 1e-4 if norm else 1e-3)
+            assert (group["weight_decay"] == 0) == (norm or name.endswith("bias"))
+
+
+def test_norms_beside_adapters_are_trained_saved_and_exported(backbone, data, tmp_path):
+    result = train(recipe_of(backbone, data, norm_learning_rate=1e-3, layers="1", epochs=1.0), tmp_path / "out")
+    tensors = load_file(result.folder / "adapter_model.safetensors")
+    norms = {name: tensor for name, tensor in tensors.items() if "LayerNorm" in name}
+    assert {name.removeprefix("base_model.model.bert.encoder.") for name in norms} == {
+        f"layer.1.{place}.LayerNorm.{kind}" for place in ("attention.output", "output") for kind in ("weight", "bias")
+    }
+    assert result.parameters.norms == sum(tensor.numel() for tensor in norms.values())
+    assert all((tensor != (1.0 if name.endswith("weight") else 0.0)).any() for name, tensor in norms.items())
+    assert export_onnx(result.folder, tmp_path / "artifact").parity.passed

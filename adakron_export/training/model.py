@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +24,7 @@ from adakron_export.tasks import Task, auto_class, peft_task_type
 from adakron_export.training.labels import REGRESSION, Labels
 from adakron_export.training.recipe import Recipe
 
+_IN_LAYER = re.compile(r"\.(\d+)\.")  # of a module's name: layers are numbered, embeddings and heads are not
 _LONGEST = 512  # by default; backbones without learned positions have no end of their own
 _LONGEST_WINDOW = 384  # a question and a piece of its context, as usual for SQuAD
 
@@ -46,18 +49,20 @@ class ParameterCounts:
     """How many numbers a model has, by what becomes of them."""
 
     adapters: int
+    norms: int
     head: int
     total: int
 
     @property
     def trainable(self) -> int:
-        """Adapters and head."""
-        return self.adapters + self.head
+        """Adapters, norms and head."""
+        return self.adapters + self.norms + self.head
 
     def table(self) -> str:
         """As people read it."""
-        rows = (("adapters", self.adapters), ("head", self.head), ("frozen", self.total - self.trainable))
-        lines = [f"{name:<10}{count:>14,}{count / self.total:>9.2%}" for name, count in rows]
+        rows = (("adapters", self.adapters), ("norms", self.norms), ("head", self.head),
+                ("frozen", self.total - self.trainable))  # fmt: skip
+        lines = [f"{name:<10}{count:>14,}{count / self.total:>9.2%}" for name, count in rows if count]
         lines.append(f"{'trained':<10}{self.trainable:>14,}{self.trainable / self.total:>9.2%}")
         return "\n".join(lines)
 
@@ -149,14 +154,16 @@ def add_adapters(
     """
     prefix = f"{model.base_model_prefix}."
     fresh = sorted({name.removeprefix(prefix).partition(".")[0] for name in new})
+    layers = _layers_of(model.config, recipe)
+    norms = norms_beside_adapters(model, layers) if recipe.norm_learning_rate is not None else []
     adapter = AdaKronConfig(
         r=recipe.r,
         k=recipe.k,
         num_experts=recipe.num_experts,
         kron_order=recipe.kron_order,
-        layers_to_transform=_layers_of(model.config, recipe),
+        layers_to_transform=layers,
         task_type=peft_task_type(task),
-        modules_to_save=fresh or None,
+        modules_to_save=[*fresh, *norms] or None,
         revision=revision,
     )
     return with_adapter(model, adapter)
@@ -169,18 +176,34 @@ def _layers_of(config: PretrainedConfig, recipe: Recipe) -> list[int] | None:
     return wanted
 
 
+def norms_beside_adapters(model: nn.Module, layers: list[int] | None) -> list[str]:
+    """The names of the normalisations within the layers, or within these; those of embeddings and head are others."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if type(module).__name__.endswith("Norm")
+        and (found := _IN_LAYER.search(name)) is not None
+        and (layers is None or int(found[1]) in layers)
+    ]
+
+
+def trained_part(name: str) -> str:
+    """What a trained parameter belongs to: ``adapters``, ``norms`` or ``head``."""
+    if PREFIX in name:
+        return "adapters"
+    return "norms" if _IN_LAYER.search(name) else "head"
+
+
 def count_parameters(model: nn.Module) -> ParameterCounts:
-    """Adapters, head and everything; a frozen copy that PEFT keeps of the head is not counted."""
-    adapters = head = total = 0
+    """Adapters, norms, head and everything; a frozen copy that PEFT keeps of what is trained whole is not counted."""
+    counts = Counter[str]()
     for name, parameter in model.named_parameters():
         if ".original_module." in name:
             continue
-        total += parameter.numel()
-        if parameter.requires_grad and PREFIX in name:
-            adapters += parameter.numel()
-        elif parameter.requires_grad:
-            head += parameter.numel()
-    return ParameterCounts(adapters, head, total)
+        counts["total"] += parameter.numel()
+        if parameter.requires_grad:
+            counts[trained_part(name)] += parameter.numel()
+    return ParameterCounts(counts["adapters"], counts["norms"], counts["head"], counts["total"])
 
 
 def longest_input(model: nn.Module, tokenizer: Any, recipe: Recipe, task: Task) -> int:

@@ -62,7 +62,10 @@ class Recipe:
     gradient_accumulation: int = _setting(1, "Batches per step.", group="optimisation")
     learning_rate: float = _setting(3e-3, "Of the adapters.", group="optimisation")
     head_learning_rate: float | None = _setting(None, "Of the head; the adapters' own.", group="optimisation")
-    weight_decay: float = _setting(0.01, "Of the weights, not the biases.", group="optimisation")
+    norm_learning_rate: float | None = _setting(
+        None, "Train the normalisation layers beside the adapters too, at this rate.", group="optimisation"
+    )
+    weight_decay: float = _setting(0.01, "Of weights, not of biases and norms.", group="optimisation")
     warmup: float = _setting(0.06, "Share of the steps; from 1 on, their number.", group="optimisation")
     schedule: str = _setting("linear", "Of the learning rate.", group="optimisation", choices=SCHEDULES)
     max_grad_norm: float = _setting(1.0, "Gradients are clipped to it; 0 does not.", group="optimisation")
@@ -132,7 +135,7 @@ def _check_value(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise TrainingError(f"{name} is {value}; it must be a number of at least 0")
     if name in _AT_LEAST_ONE and value < 1:
         raise TrainingError(f"{name} is {value}; it must be at least 1")
-    if name in ("epochs", "learning_rate", "head_learning_rate") and value == 0:
+    if name in ("epochs", "learning_rate", "head_learning_rate", "norm_learning_rate") and value == 0:
         raise TrainingError(f"{name} is 0, and nothing would be learned")
 
 

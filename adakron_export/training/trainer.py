@@ -11,12 +11,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
-from adakron_export.adapter.tuner import PREFIX
 from adakron_export.errors import TrainingError
 from adakron_export.tasks import Task
 from adakron_export.training.batches import Collator, LengthGroupedSampler
 from adakron_export.training.losses import LABELS, count_terms, label_names, summed_loss, symmetric_divergence
 from adakron_export.training.metrics import LOWER_IS_BETTER
+from adakron_export.training.model import trained_part
 from adakron_export.training.recipe import Recipe
 
 
@@ -121,17 +121,21 @@ class AdaKronTrainer(Trainer):  # type: ignore[misc,unused-ignore]
     optimizer: torch.optim.Optimizer | None
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with a learning rate of its own for the head, and no decay of biases."""
+        """AdamW with learning rates of their own for head and norms, and no decay of norms and biases."""
         if self.optimizer is None:
             recipe = self.recipe
-            rates = {True: recipe.learning_rate, False: recipe.head_learning_rate or recipe.learning_rate}
-            groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+            usual = recipe.learning_rate
+            rates = {"adapters": usual, "norms": recipe.norm_learning_rate,
+                     "head": recipe.head_learning_rate or usual}  # fmt: skip
+            groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
             for name, parameter in (model or self.model).named_parameters():
                 if parameter.requires_grad:
-                    groups.setdefault((PREFIX in name, not name.endswith("bias")), []).append(parameter)
+                    part = trained_part(name)
+                    decays = part != "norms" and not name.endswith("bias")
+                    groups.setdefault((part, decays), []).append(parameter)
             self.optimizer = torch.optim.AdamW(
-                {"params": parameters, "lr": rates[adapter], "weight_decay": recipe.weight_decay if decays else 0.0}
-                for (adapter, decays), parameters in groups.items()
+                {"params": parameters, "lr": rates[part], "weight_decay": recipe.weight_decay if decays else 0.0}
+                for (part, decays), parameters in groups.items()
             )
         return self.optimizer
 
