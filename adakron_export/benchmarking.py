@@ -12,7 +12,7 @@ from adakron_export.artifact import is_artifact, open_artifact
 from adakron_export.errors import RunnerError
 from adakron_export.extras import package_versions
 from adakron_export.machine import describe_machine
-from adakron_export.quantities import parse_shapes
+from adakron_export.quantities import parse_shape
 from adakron_export.validation.baseline import (
     Ratios,
     Regression,
@@ -161,8 +161,8 @@ def bench(
     machine = describe_machine(device=device, threads=threads)
     then = read_baseline(Path(baseline), machine=machine, other_machine=other_machine) if baseline else None
     if then is not None and shapes is None:
-        shapes = list(dict.fromkeys(parse_shapes(shape)[0] for _, shape in then))
-    plan = _Plan(settings, tuple(shapes or ()), scenarios, budget_s, seed, progress)
+        shapes = [parse_shape(shape) for _, shape in then]
+    plan = _Plan(settings, tuple(dict.fromkeys(shapes or ())), scenarios, budget_s, seed, progress)
 
     def check(keys: Sequence[tuple[str, str]]) -> None:
         if then is not None:

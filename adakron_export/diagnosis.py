@@ -31,11 +31,11 @@ class _Traced:
 
 
 def find_divergence(right: Side, candidate: Side, batch: NamedBatch, *, tolerance: Tolerance) -> Divergence | None:
-    """The first layer, and the first node in it, where an artifact leaves its checkpoint.
+    """The first layer, and the first node in it, where an artifact leaves its checkpoint, or another artifact.
 
     Args:
-        right: A checkpoint; for other sides there is nothing to look into.
-        candidate: An artifact.
+        right: What is right.
+        candidate: An artifact; into a checkpoint on this side nothing looks.
         batch: Where they differ.
         tolerance: Of an output.
 
@@ -55,25 +55,58 @@ def compare_layers(right: Side, candidate: Side, batch: NamedBatch, *, tolerance
 
 
 def _traced(right: Side, candidate: Side, batch: NamedBatch, tolerance: Tolerance) -> _Traced | None:
-    """Run both sides and show what is inside.
-
-    The artifact's layers are held against the modules of the eager model. To know rounding from error, and to name
-    the node, the checkpoint is exported anew in the same way, and both graphs are run side by side.
-    """
-    if right.eager is None or right.checkpoint is None or candidate.artifact is None:
+    """Run both sides and show what is inside; ``None`` where a side shows nothing."""
+    if candidate.artifact is None:
         return None
+    nodes = _nodes_of(candidate, batch)
+    if right.artifact is not None:
+        return _traced_artifact(right, nodes, batch, tolerance)
+    return _traced_checkpoint(right, candidate, nodes, batch, tolerance)
+
+
+def _nodes_of(side: Side, batch: NamedBatch) -> list[TracedNode]:
     import onnx_ir as ir
 
+    from adakron_export.tracing import trace_graph
+
+    assert side.artifact is not None
+    device = getattr(side.runner, "device", Device.CPU)
+    return trace_graph(ir.load(side.artifact.model), side.artifact.manifest, batch.inputs, device=device)
+
+
+def _traced_artifact(right: Side, nodes: list[TracedNode], batch: NamedBatch, tolerance: Tolerance) -> _Traced:
+    """Hold an artifact's layers against those of another, as far as both graphs name the same ones."""
+    from adakron_export.tracing import module_values
+
+    others = _nodes_of(right, batch)
+    expected = {layer: values[-1] for layer, values in module_values(others).items() if values}
+    found = module_values(nodes)
+    layers = layer_errors(expected, found, {}, tolerance=tolerance, mask=batch.inputs.get("attention_mask"))
+    suffix = ".projection"  # what `fold` calls the layer that an adapter follows
+    adapters = {layer.removesuffix(suffix) for layer in found if layer.endswith(suffix)}
+    return _Traced(layers, nodes, others, adapters)
+
+
+def _traced_checkpoint(
+    right: Side, candidate: Side, nodes: list[TracedNode], batch: NamedBatch, tolerance: Tolerance
+) -> _Traced:
+    """Hold an artifact's layers against the modules of the eager model.
+
+    To know rounding from error, and to name the node, the checkpoint is exported anew in the same way, and both
+    graphs are run side by side.
+    """
     from adakron_export.adapter.layer import AdaKronLayer
     from adakron_export.runtimes.eager import EagerRunner
     from adakron_export.tracing import module_values, trace_graph
 
     assert isinstance(right.runner, EagerRunner)
+    assert right.eager is not None
+    assert right.checkpoint is not None
+    assert candidate.artifact is not None
     eager, manifest = right.eager, candidate.artifact.manifest
     device = getattr(candidate.runner, "device", Device.CPU)
     adapters = {name for name, module in eager.model.named_modules() if isinstance(module, AdaKronLayer)}
     expected = right.runner.trace(batch.inputs)
-    nodes = trace_graph(ir.load(candidate.artifact.model), manifest, batch.inputs, device=device)
     anew = _exported_anew(right.checkpoint, manifest, eager.pooling)
     fresh = trace_graph(anew, manifest, batch.inputs, device=device)
     layers = layer_errors(

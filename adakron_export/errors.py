@@ -8,6 +8,7 @@ AdaKronError                  base of all; the command line prints it and exits 
 ├── TrainingError             a recipe that cannot be trained, or a run that cannot be started or resumed
 ├── ExportError               a model, task or option that cannot be exported
 ├── ArtifactError             a folder that is not an artifact, or no longer what was written
+├── EngineError               a TensorRT engine that cannot be built, or a folder that holds none
 ├── RunnerError               a batch that does not fit a runner
 ├── ReportError               a report that cannot be written or read
 └── MissingPackageError       an optional package is not installed (also an ImportError)
@@ -49,6 +50,14 @@ class ExportError(AdaKronError):
 
 class ArtifactError(AdaKronError):
     """A folder that is not an artifact, or no longer what was written."""
+
+
+class EngineError(AdaKronError):
+    """A TensorRT engine that cannot be built, or a folder that holds none."""
+
+
+class BuildError(EngineError):
+    """TensorRT refused a graph, or failed to build it."""
 
 
 class RunnerError(AdaKronError):

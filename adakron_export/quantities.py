@@ -8,7 +8,7 @@ from adakron_export.errors import RunnerError
 
 
 def parse_shapes(text: str) -> list[tuple[int, int]]:
-    """Shapes such as ``1x16,8x128``, each one once.
+    """Shapes such as ``1x16,8x128``.
 
     Raises:
         RunnerError: It is not of that form.
@@ -17,7 +17,19 @@ def parse_shapes(text: str) -> list[tuple[int, int]]:
     shapes = [(int(match[1]), int(match[2])) for match in found if match]
     if len(shapes) < len(found) or any(0 in shape for shape in shapes):
         raise RunnerError(f"shapes are {text!r}; write TEXTSxTOKENS, such as 1x16,8x128")
-    return list(dict.fromkeys(shapes))
+    return shapes
+
+
+def parse_shape(text: str) -> tuple[int, int]:
+    """One shape, such as ``8x128``.
+
+    Raises:
+        RunnerError: It is not of that form, or there are several.
+    """
+    shapes = parse_shapes(text)
+    if len(shapes) != 1:
+        raise RunnerError(f"{text!r} is {len(shapes)} shapes; write one, such as 8x128")
+    return shapes[0]
 
 
 def parse_seconds(text: str) -> float:

@@ -13,11 +13,14 @@ from adakron_export.errors import AdaKronError
 
 from . import options
 from .bench import bench
+from .check import check
 from .compare import compare
 from .convert import convert
+from .doctor import doctor
 from .inspect import inspect
 from .onnx import onnx
 from .predict import predict
+from .tensorrt import tensorrt
 from .train import train
 from .validate import validate
 
@@ -60,5 +63,5 @@ def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
     """
 
 
-for command in (bench, compare, convert, inspect, onnx, predict, train, validate):
+for command in (bench, check, compare, convert, doctor, inspect, onnx, predict, tensorrt, train, validate):
     main.add_command(command)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import sys
 from dataclasses import dataclass
@@ -47,18 +46,12 @@ def reference_case(name: str) -> ReferenceCase:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    from adakron_export.engines.flavors import has_gpu
+
     if not has_gpu():
         for item in items:
             if item.get_closest_marker("gpu"):
                 item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU and its driver; run with `make gpu`"))
-
-
-def has_gpu() -> bool:
-    """Asks the driver itself: a CPU build of torch knows of no GPU."""
-    try:
-        return ctypes.CDLL("libcuda.so.1").cuInit(0) == 0
-    except OSError:
-        return False
 
 
 REFERENCE_CASES = sorted(folder.name for folder in REFERENCE.iterdir())

@@ -81,7 +81,7 @@ def ignore_mask(nodes, model):
             f"{LAYER}.intermediate.dense",
             "backbone",
             f"(MatMul) of {LAYER}.intermediate.dense",
-            "is not the checkpoint's: 1 off",
+            "is not the reference's: 1 off",
         ),
         (swap_kronecker_order, f"{LAYER}.output.dense", "adapter", "Unsqueeze", ""),
         (use_tanh_gelu, f"{LAYER}.intermediate.intermediate_act_fn", "backbone", "Gelu", "approximate is tanh"),
@@ -103,6 +103,20 @@ def test_wrong_graphs_are_caught_and_the_place_is_named(
     before = [row for row in found.layers if row.layer.startswith("bert.encoder.layer.0.") and row.diverges]
     assert change is ignore_mask or not before
     assert next(row for row in found.layers if row.layer == layer).error > 0
+
+
+@pytest.mark.parametrize(
+    ("change", "layer", "part", "cause"),
+    [
+        (perturb_weight, f"{LAYER}.intermediate.dense", "backbone", "is not the reference's: 1 off"),
+        (leave_out_adapter, f"{LAYER}.output.dense", "adapter", "the artifact lacks it"),
+    ],
+)
+def test_another_artifact_names_the_place_as_well(change, layer, part, cause, exported, tmp_path):
+    report = validate(changed(exported, tmp_path / "wrong", change), against=exported)
+    assert not report.passed
+    assert (report.divergence.layer, report.divergence.part) == (layer, part), report.divergence.describe()
+    assert cause in report.divergence.cause
 
 
 def test_overflow_in_fp16_names_the_first_layer_that_is_not_finite(tmp_path):

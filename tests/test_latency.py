@@ -182,4 +182,4 @@ def test_a_process_that_dies_says_so(demo_artifact):
 
 
 def test_parse_shapes():
-    assert parse_shapes("1x16, 8x128,1x16") == [(1, 16), (8, 128)]
+    assert parse_shapes("1x16, 8x128,1x16") == [(1, 16), (8, 128), (1, 16)]

@@ -107,7 +107,7 @@ def layer_errors(
     Args:
         reference: Output of each module.
         candidate: What each module hands on.
-        fresh: The same of a graph that was made anew; what it is off is rounding.
+        fresh: The same of a graph that was made anew, if there is one; what it is off is rounding.
         tolerance: Of an output; a layer may be off by no more.
         mask: ``[batch, tokens]``; padding is not compared.
     """
@@ -143,7 +143,7 @@ def first_divergence(
         batch: The batch's name.
         layers: As of `layer_errors`.
         nodes: Of the candidate.
-        fresh: Of a graph that was made anew from the checkpoint in the same way.
+        fresh: Of a graph that is right: made anew from the checkpoint in the same way, or the other artifact's.
         is_adapter: Whether a module is an adapter.
     """
     wrong = next((row for row in layers if row.diverges), None)
@@ -203,7 +203,7 @@ def _first_wrong_node(nodes: Sequence[Node], fresh: Sequence[Node], layer: str |
             break  # what is missing comes before
         return verdict
     if missing:
-        return _named(missing[0]), "a fresh export of the checkpoint has this node, and the artifact lacks it"
+        return _named(missing[0]), "the reference has this node, and the artifact lacks it"
     return None, None
 
 
@@ -212,7 +212,7 @@ def _judge(node: Node, other: Node | None, *, is_new: bool) -> _Verdict | None:
     if not np.isfinite(node.value).all():
         return _named(node), "its result is not finite: a value is too large for the dtype"
     if other is None:
-        return (_named(node), "a fresh export of the checkpoint has no such node") if is_new else None
+        return (_named(node), "the reference has no such node") if is_new else None
     if other.value.shape != node.value.shape:
         return _named(node), _cause(node, other) or f"its shape is {node.value.shape}, not {other.value.shape}"
     if _distance(other.value, node.value) > _ROUNDING * float(np.abs(other.value).max(initial=0.0)) + 1e-7:
@@ -236,11 +236,11 @@ def _cause(node: Node, other: Node) -> str | None:
             # A weight that was rewritten on the way has no name of the checkpoint's.
             weight = f"its weight {mine.name}" if "." in (mine.name or "") else "its weight"
             if left.shape != right.shape:
-                return f"{weight} has shape {list(left.shape)}, the checkpoint's {list(right.shape)}"
+                return f"{weight} has shape {list(left.shape)}, the reference's {list(right.shape)}"
             if not np.array_equal(left, right):
-                return f"{weight} is not the checkpoint's: {_distance(right, left):.2g} off at most"
+                return f"{weight} is not the reference's: {_distance(right, left):.2g} off at most"
         elif mine != theirs:
-            return f"{name} is {_shown(mine)}, a fresh export has {_shown(theirs)}"
+            return f"{name} is {_shown(mine)}, the reference has {_shown(theirs)}"
     return None
 
 

@@ -1,0 +1,128 @@
+"""What this machine has, what will work on it, and what to install."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from adakron_export.engines.flavors import FLAVORS, has_gpu
+from adakron_export.errors import AdaKronError
+from adakron_export.extras import package_versions
+from adakron_export.machine import describe_machine
+
+_TRAIN = ("accelerate", "datasets", "matplotlib", "sklearn", "tensorboard", "yaml")
+
+
+@dataclass(frozen=True, slots=True)
+class Ability:
+    """Something that one may want to do here.
+
+    Attributes:
+        what: In words.
+        works: Whether it will.
+        remedy: What to do where it will not.
+    """
+
+    what: str
+    works: bool
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Examination:
+    """What was found.
+
+    Attributes:
+        machine: Processor, cores, GPU and driver.
+        versions: Of the packages, builders included.
+        providers: Of ONNX Runtime.
+        abilities: What works and what does not.
+    """
+
+    machine: dict[str, Any]
+    versions: dict[str, str]
+    providers: tuple[str, ...]
+    abilities: tuple[Ability, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return {"format_version": 1, **asdict(self)}
+
+
+def examine() -> Examination:
+    """Look at the machine; nothing is changed, and no model is loaded."""
+    gpu = _gpu()
+    machine = {**describe_machine(device="cpu", threads=None), "gpu": None, **gpu}
+    for name in ("device", "threads"):
+        machine.pop(name)
+    providers = _providers()
+    versions = {**package_versions(), **_builders()}
+    return Examination(machine, versions, providers, tuple(_abilities(providers, versions, gpu=bool(gpu))))
+
+
+def _gpu() -> dict[str, Any]:
+    """Name, compute capability and driver of the first GPU, from the driver itself; empty where there is none."""
+    if not has_gpu():
+        return {}
+    driver = ctypes.CDLL("libcuda.so.1")
+    device, version = ctypes.c_int(), ctypes.c_int()
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    name = ctypes.create_string_buffer(256)
+    driver.cuDeviceGet(ctypes.byref(device), 0)
+    driver.cuDeviceGetName(name, len(name), device)
+    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
+    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
+    return {"gpu": name.value.decode(), "compute_capability": f"{major.value}.{minor.value}", "driver_cuda": cuda}
+
+
+def _providers() -> tuple[str, ...]:
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ()
+    import onnxruntime as ort  # noqa: TID253, RUF100
+
+    return tuple(ort.get_available_providers())
+
+
+def _builders() -> dict[str, str]:
+    found = {}
+    for flavor in FLAVORS.values():
+        if flavor.installed:
+            try:
+                found[flavor.module] = str(flavor.load().__version__)
+            except AdaKronError as error:
+                found[flavor.module] = f"broken: {error}"
+    return found
+
+
+def _abilities(providers: tuple[str, ...], versions: dict[str, str], *, gpu: bool) -> list[Ability]:
+    cuda, trt, rtx = "CUDAExecutionProvider" in providers, "tensorrt" in versions, "tensorrt_rtx" in versions
+    train = all(importlib.util.find_spec(name) for name in _TRAIN)
+    no_gpu = "this machine has no NVIDIA GPU, or no driver for it"
+    no_cuda = "install a CUDA build of torch" if gpu else no_gpu
+    return [
+        Ability("export to ONNX", works=True),
+        Ability("validate, run and time artifacts on the CPU", bool(providers), "pip install 'adakron-export[cpu]'"),
+        Ability("train", train, "pip install 'adakron-export[train]'"),
+        Ability(
+            "run artifacts on the GPU with ONNX Runtime", gpu and cuda,
+            "pip uninstall onnxruntime; pip install 'adakron-export[gpu]'" if gpu else no_gpu,
+        ),
+        Ability("eager PyTorch on the GPU", gpu and _torch_has_cuda(), no_cuda),
+        Ability(
+            "build engines for RTX GPUs (tensorrt --flavor rtx)", rtx, "pip install 'adakron-export[tensorrt-rtx]'"
+        ),
+        Ability(
+            "build engines for this GPU (tensorrt --flavor tensorrt)", gpu and trt,
+            "pip install 'adakron-export[tensorrt]'" if gpu else no_gpu,
+        ),
+    ]  # fmt: skip
+
+
+def _torch_has_cuda() -> bool:
+    import torch
+
+    return bool(torch.cuda.is_available())

@@ -1,0 +1,188 @@
+"""An artifact or a checkpoint becomes a TensorRT engine."""
+
+from __future__ import annotations
+
+import contextlib
+import shlex
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from adakron_export.artifact import MODEL, MODEL_DATA, Artifact, is_artifact, open_artifact
+from adakron_export.engines.builder import BuiltEngine, EngineOptions, build_engine
+from adakron_export.engines.flavors import Flavor, flavor_named
+from adakron_export.engines.folder import (
+    ENGINE,
+    LOG,
+    EngineFolder,
+    EngineManifest,
+    is_engine,
+    write_engine_manifest,
+)
+from adakron_export.engines.profiles import Profile, Shape, profiles_for, shape_text, tensor_shape
+from adakron_export.errors import BuildError, EngineError
+from adakron_export.staging import check_replaceable, put_in_place, staged_folder
+from adakron_export.tokenizer_files import copy_tokenizer
+
+Progress = Callable[[str], None]
+DTYPES = ("fp32", "fp16", "bf16")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResult:
+    """What a build came to.
+
+    Attributes:
+        folder: The engine's folder.
+        layers: Of the network as it was parsed.
+        build_seconds: What the build took.
+        engine_bytes: The engine's size.
+    """
+
+    folder: EngineFolder
+    layers: int
+    build_seconds: float
+    engine_bytes: int
+
+
+def export_engine(
+    source: str | Path,
+    output: str | Path,
+    *,
+    backbone: str | Path | None = None,
+    task: str | None = None,
+    flavor: str = "auto",
+    dtype: str | None = None,
+    min_shape: Shape | None = None,
+    opt_shape: Shape | None = None,
+    max_shape: Shape | None = None,
+    profiles: Sequence[Sequence[Shape]] = (),
+    options: EngineOptions | None = None,
+    progress: Progress = lambda _: None,
+) -> EngineResult:
+    """Build a TensorRT engine.
+
+    Args:
+        source: An artifact, or a checkpoint, which is exported and validated first.
+        output: The engine's folder. An engine that is there is replaced, in one step, at the end.
+        backbone: Of a checkpoint; what it names by default.
+        task: Of a checkpoint; inferred by default.
+        flavor: ``auto``, ``tensorrt`` or ``rtx``.
+        dtype: ``fp32``, ``fp16`` or ``bf16``; an artifact has its own, and a checkpoint is exported in fp16.
+        min_shape: The smallest texts and tokens; 1 and 1 by default.
+        opt_shape: What it is tuned for; 8 and 128 by default.
+        max_shape: The largest; 32 and 512 by default, or the model's longest input.
+        profiles: Instead of these three, several profiles of three shapes each.
+        options: What else the builder is told.
+        progress: Told of each phase.
+
+    Raises:
+        EngineError: An option is refused, there is no GPU where one is needed, or the build fails.
+        MissingPackageError: The flavor is not installed.
+        ArtifactError: The artifact is damaged.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    chosen, settings, folder = flavor_named(flavor), options or EngineOptions(), Path(output)
+    problem = check_replaceable(folder, is_ours=is_engine)
+    if problem:
+        raise EngineError(f"{problem}, and would be replaced; choose another output folder")
+    settings.check(chosen)
+    chosen.load()
+    with _opened(source, dtype, backbone, task, progress) as artifact:
+        shapes = profiles_for(artifact.manifest, smallest=min_shape, best=opt_shape, largest=max_shape,
+                              several=profiles)  # fmt: skip
+        with staged_folder(folder) as staged:
+            try:
+                built = build_engine(artifact, shapes, chosen, settings, log=staged / LOG, progress=progress)
+            except BuildError as error:
+                kept = folder.with_name(f"{folder.name}.failed.log")
+                shutil.copyfile(staged / LOG, kept)
+                raise BuildError(f"{error}; the builder's log is {kept}") from error
+            progress("write the engine")
+            (staged / ENGINE).write_bytes(built.plan)
+            shutil.copyfile(artifact.folder / "config.json", staged / "config.json")
+            copy_tokenizer([artifact.folder], staged)
+            manifest = _manifest(artifact, source, folder, shapes, chosen, settings, built)
+            manifest = write_engine_manifest(staged, manifest).manifest
+            put_in_place(staged, folder)
+    return EngineResult(EngineFolder(folder, manifest), built.layers, built.seconds, built.plan.nbytes)
+
+
+@contextlib.contextmanager
+def _opened(
+    source: str | Path, dtype: str | None, backbone: str | Path | None, task: str | None, progress: Progress
+) -> Iterator[Artifact]:
+    """The artifact itself, or one that is exported for the purpose."""
+    if dtype is not None and dtype not in DTYPES:
+        raise EngineError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+    if is_artifact(Path(source)):
+        artifact = open_artifact(source)
+        if dtype not in (None, artifact.manifest.dtype):
+            raise EngineError(
+                f"{source} is in {artifact.manifest.dtype}, and an engine has the precision of its graph; export the "
+                f"checkpoint in {dtype}, or give the checkpoint in its place"
+            )
+        yield artifact
+        return
+    from adakron_export.export import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = export_onnx(source, Path(folder) / "artifact", backbone=backbone, task=task, target="tensorrt",
+                             dtype=dtype or "fp16", progress=progress)  # fmt: skip
+        if result.artifact is None:
+            assert result.parity is not None
+            raise EngineError(
+                f"{source} in {dtype or 'fp16'} is {result.parity.max_abs_error:.2g} off the checkpoint, which is too "
+                "much; `adakron-export onnx` shows where, and --dtype fp32 is exact"
+            )
+        yield result.artifact
+
+
+def _manifest(
+    artifact: Artifact, source: str | Path, output: Path, profiles: Sequence[Profile], flavor: Flavor,
+    options: EngineOptions, built: BuiltEngine,
+) -> EngineManifest:  # fmt: skip
+    digests = artifact.manifest.files
+    asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+    return EngineManifest(
+        flavor=flavor.name,
+        version=built.version,
+        dtype=artifact.manifest.dtype,
+        task=artifact.manifest.task,
+        profiles=tuple(tuple(map(shape_text, profile.shapes)) for profile in profiles),
+        compute_capability=options.compute_capability,
+        options={name: value for name, value in asked.items() if value and name != "compute_capability"},
+        source={name: digests[name] for name in (MODEL, MODEL_DATA) if name in digests},
+        layers=built.layers,
+        build_seconds=round(built.seconds, 2),
+        command=command_line(artifact, source, output, profiles, flavor, options),
+    )
+
+
+def command_line(
+    artifact: Artifact, source: str | Path, output: Path, profiles: Sequence[Profile], flavor: Flavor,
+    options: EngineOptions,
+) -> str:  # fmt: skip
+    """What ``trtexec``, or ``tensorrt_rtx``, is told to build the same."""
+    folder = Path(source) if is_artifact(Path(source)) else Path("ARTIFACT")
+    words = [flavor.tool, f"--onnx={folder / MODEL}", f"--saveEngine={output / ENGINE}", "--skipInference"]
+    for index, profile in enumerate(profiles):
+        words += [f"--profile={index}"] if len(profiles) > 1 else []
+        for kind, shape in zip(("min", "opt", "max"), profile.shapes, strict=True):
+            texts = (
+                f"{info.name}:{'x'.join(map(str, tensor_shape(info, shape)))}" for info in artifact.manifest.inputs
+            )
+            words.append(f"--{kind}Shapes={','.join(texts)}")
+    if flavor.needs_gpu:
+        words.append("--stronglyTyped")
+    if options.compute_capability:
+        words.append(f"--computeCapabilities={','.join(text.replace('.', '') for text in options.compute_capability)}")
+    words += [f"--timingCacheFile={options.timing_cache}"] if options.timing_cache else []
+    words += [f"--memPoolSize=workspace:{options.workspace_mb}M"] if options.workspace_mb else []
+    words += ["--versionCompatible"] if options.version_compatible else []
+    words += ["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []
+    words += ["--stripWeights"] if options.strip_weights else []
+    words += ["--refit"] if options.refittable else []
+    return shlex.join(words)

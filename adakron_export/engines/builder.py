@@ -1,0 +1,255 @@
+"""Builds an engine from an artifact; one builder for both flavors, whose Python interfaces are nearly the same."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from adakron_export.artifact import Artifact
+from adakron_export.engines.flavors import Flavor, has_gpu
+from adakron_export.engines.profiles import Profile, tensor_shape
+from adakron_export.errors import BuildError, EngineError, first_few
+
+Progress = Callable[[str], None]
+_SHOWN_ERRORS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    """How to build.
+
+    Attributes:
+        compute_capability: For which GPUs, such as ``("8.6", "8.9")``; the flavor's own choice by default.
+        timing_cache: A file with the times of kernels, read where it is there and written at the end.
+        workspace_mb: What a kernel may use beside its tensors; no limit by default.
+        version_compatible: Whether later versions of TensorRT shall load it.
+        hardware_compatible: Whether other GPUs, from Ampere on, shall load it.
+        strip_weights: Leave the weights out, to be put in when it is loaded.
+        refittable: Whether the weights can be changed afterwards.
+    """
+
+    compute_capability: tuple[str, ...] = ()
+    timing_cache: Path | None = None
+    workspace_mb: int | None = None
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    strip_weights: bool = False
+    refittable: bool = False
+
+    def check(self, flavor: Flavor) -> None:
+        """Raise where a flavor cannot do what is asked for.
+
+        Raises:
+            EngineError: It cannot, or not on this machine.
+        """
+        refused = {**flavor.refused, **({} if has_gpu() else flavor.refused_without_gpu)}
+        for name, reason in refused.items():
+            if getattr(self, name):
+                raise EngineError(f"{flavor.name} does not take --{name.replace('_', '-')}: {reason}")
+        if self.workspace_mb is not None and self.workspace_mb < 1:
+            raise EngineError(f"workspace is {self.workspace_mb} MB; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltEngine:
+    """An engine in memory.
+
+    Attributes:
+        plan: Its bytes.
+        version: Of the library that built it.
+        layers: Of the network as it was parsed.
+        seconds: What the build took, parsing included.
+    """
+
+    plan: memoryview
+    version: str
+    layers: int
+    seconds: float
+
+
+def build_engine(
+    artifact: Artifact, profiles: Sequence[Profile], flavor: Flavor, options: EngineOptions, *, log: Path,
+    progress: Progress = lambda _: None,
+) -> BuiltEngine:  # fmt: skip
+    """Parse an artifact and build its engine. The precision is the graph's own.
+
+    Args:
+        artifact: Of any target and dtype.
+        profiles: The shapes it shall take.
+        flavor: Which builder.
+        options: How.
+        log: Where everything goes that the builder says.
+        progress: Told of each phase.
+
+    Raises:
+        EngineError: An option is refused, or there is no GPU where one is needed.
+        BuildError: A node is refused, or the build fails; the log says more.
+        MissingPackageError: The flavor is not installed.
+        KeyboardInterrupt: Ctrl-C was pressed; the builder has stopped.
+    """
+    options.check(flavor)
+    trt = flavor.load()
+    if flavor.needs_gpu and not has_gpu():
+        raise EngineError("TensorRT builds only where an NVIDIA GPU is; --flavor rtx builds on any machine")
+    start = time.perf_counter()
+    with log.open("w", encoding="utf-8") as stream, _interruptible() as interrupted:
+        logger = _logger(trt, stream)
+        builder = trt.Builder(logger)
+        network = builder.create_network(strongly_typed(trt))
+        parser = trt.OnnxParser(network, logger)
+        progress("parse the graph")
+        if not parser.parse_from_file(str(artifact.model)):
+            raise BuildError(f"{flavor.tool} refuses {artifact.model}: {_parser_errors(parser, artifact)}")
+        config = builder.create_builder_config()
+        for profile in profiles:
+            config.add_optimization_profile(_profile(builder, artifact, profile))
+        cache = _configure(trt, config, options)
+        config.progress_monitor = _monitor(trt, progress, interrupted)
+        plan = builder.build_serialized_network(network, config)
+        if interrupted.is_set():
+            raise KeyboardInterrupt
+        if plan is None:
+            said = "; ".join(logger.errors[-_SHOWN_ERRORS:])
+            raise BuildError(f"{flavor.tool} cannot build {artifact.model}: {said}{modules_named(artifact, said)}")
+        if cache is not None and options.timing_cache is not None:
+            options.timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        return BuiltEngine(memoryview(plan), trt.__version__, network.num_layers, time.perf_counter() - start)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event: an exception must not pass through the builder, which asks at every step."""
+    interrupted = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield interrupted
+        return
+    before = signal.signal(signal.SIGINT, lambda *_: interrupted.set())
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def strongly_typed(trt: Any) -> int:
+    """The flag by which the graph decides on precision; TensorRT 10 must be told, others know no other way."""
+    if trt.__name__ == "tensorrt" and int(trt.__version__.partition(".")[0]) < 11:
+        return 1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED)
+    return 0
+
+
+def _profile(builder: Any, artifact: Artifact, profile: Profile) -> Any:
+    found = builder.create_optimization_profile()
+    for info in artifact.manifest.inputs:
+        found.set_shape(info.name, *(tensor_shape(info, shape) for shape in profile.shapes))
+    return found
+
+
+def _configure(trt: Any, config: Any, options: EngineOptions) -> Any:
+    """Set the options; the timing cache, where there is one."""
+    _set_capabilities(trt, config, options.compute_capability)
+    if options.workspace_mb is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * 2**20)
+    for wanted, flag in (
+        (options.version_compatible, "VERSION_COMPATIBLE"),
+        (options.strip_weights, "STRIP_PLAN"),
+        (options.refittable, "REFIT"),
+    ):
+        if wanted:
+            config.set_flag(getattr(trt.BuilderFlag, flag))
+    if options.hardware_compatible:
+        config.hardware_compatibility_level = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    return None if options.timing_cache is None else _set_timing_cache(config, options.timing_cache)
+
+
+def _set_timing_cache(config: Any, file: Path) -> Any:
+    cache = config.create_timing_cache(file.read_bytes() if file.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise EngineError(f"{file} is no timing cache of this GPU and version; name another file")
+    return cache
+
+
+def _set_capabilities(trt: Any, config: Any, names: Sequence[str]) -> None:
+    capabilities = [_capability(trt, name) for name in names]
+    if capabilities:
+        config.num_compute_capabilities = len(capabilities)
+    for index, capability in enumerate(capabilities):
+        config.set_compute_capability(capability, index)
+
+
+def _capability(trt: Any, text: str) -> Any:
+    name = f"SM{text.replace('.', '')}"
+    known = {each: getattr(trt.ComputeCapability, each) for each in dir(trt.ComputeCapability) if each[:2] == "SM"}
+    if name not in known:
+        there = sorted(((each[2:-1] + "." + each[-1]) for each in known), key=float)
+        raise EngineError(f"compute capability {text!r} is unknown to {trt.__name__} {trt.__version__}; it has "
+                          f"{', '.join(there)}")  # fmt: skip
+    return known[name]
+
+
+def _logger(trt: Any, stream: TextIO) -> Any:
+    """Writes everything to the stream, and keeps the errors."""
+
+    class Logger(trt.ILogger):  # type: ignore[misc,unused-ignore]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.errors: list[str] = []
+
+        def log(self, severity: Any, message: str) -> None:
+            stream.write(f"{severity.name} {message}\n")
+            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
+                self.errors.append(message.strip()[:300])
+
+    return Logger()
+
+
+def _monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
+    """Tells of the outermost phases, and stops the build when it was interrupted."""
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc,unused-ignore]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+
+        def phase_start(self, name: str, parent: str | None, steps: int) -> None:  # noqa: ARG002, RUF100
+            if not parent:
+                progress(f"build: {name}")
+
+        def step_complete(self, name: str, step: int) -> bool:  # noqa: ARG002, RUF100
+            return not interrupted.is_set()
+
+        def phase_finish(self, name: str) -> None:
+            pass
+
+    return Monitor()
+
+
+def _parser_errors(parser: Any, artifact: Artifact) -> str:
+    """What is wrong, at which node, and what that is in the model."""
+    errors = [parser.get_error(index) for index in range(parser.num_errors)]
+    if not errors:
+        return "without a word"
+    first = errors[0]
+    node = f" at node {first.node_name()} ({first.node_operator()})" if first.node_name() else ""
+    place = modules_named(artifact, first.node_name())
+    return f"{first.desc().strip()}{node}{place}; export it with --target tensorrt, or with another opset"
+
+
+def modules_named(artifact: Artifact, message: str) -> str:
+    """Which modules of the model the nodes are that a message names, as its continuation; empty if it names none."""
+    import onnx_ir as ir
+
+    from adakron_export.graph.capture import MODULE_KEY
+
+    words = set(re.findall(r"[\w./]+", message))
+    found = [
+        f"{node.name} is in {node.metadata_props[MODULE_KEY]}"
+        for node in ir.load(artifact.model).graph
+        if node.name in words and MODULE_KEY in node.metadata_props
+    ]
+    return f" ({first_few(found, 3)})" if found else ""

@@ -1,0 +1,118 @@
+"""The folder of an engine: what is in it, how it is written, and how it is opened.
+
+model.engine                     TensorRT's plan; loading it runs code that is in it
+adakron_engine.json              the manifest
+build.log                        everything that the builder said
+config.json, tokenizer files     as in the artifact
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from adakron_export.artifact import sha256_of
+from adakron_export.errors import EngineError
+
+ENGINE, MANIFEST, LOG = "model.engine", "adakron_engine.json", "build.log"
+FORMAT_VERSION = 1
+_TEXTS = ("flavor", "version", "dtype", "task", "command")
+
+
+@dataclass(frozen=True, slots=True)
+class EngineManifest:
+    """What `adakron_engine.json` holds.
+
+    Attributes:
+        flavor: ``tensorrt`` or ``rtx``.
+        version: Of the library that built it.
+        dtype: Of the graph, and so of the engine.
+        task: What the model is for.
+        profiles: Each the smallest, the best and the largest shape, as text.
+        compute_capability: For which GPUs, where that was said.
+        options: What else was asked for.
+        source: sha256 of the artifact's files.
+        layers: Of the network as it was parsed.
+        build_seconds: What the build took.
+        command: What builds the same without this package.
+        files: sha256 of every file but the manifest itself.
+    """
+
+    flavor: str
+    version: str
+    dtype: str
+    task: str
+    profiles: tuple[tuple[str, ...], ...]
+    compute_capability: tuple[str, ...]
+    options: dict[str, Any]
+    source: dict[str, str]
+    layers: int
+    build_seconds: float
+    command: str
+    files: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineFolder:
+    """An engine's folder that was opened."""
+
+    folder: Path
+    manifest: EngineManifest
+
+    @property
+    def engine(self) -> Path:
+        """TensorRT's plan."""
+        return self.folder / ENGINE
+
+
+def is_engine(path: Path) -> bool:
+    """Whether a folder claims to hold an engine."""
+    return (path / MANIFEST).is_file()
+
+
+def write_engine_manifest(folder: Path, manifest: EngineManifest) -> EngineFolder:
+    """Write the manifest, with the sha256 of every file that is there."""
+    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    content = {"format_version": FORMAT_VERSION, **asdict(manifest), "files": files}
+    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    return open_engine(folder)
+
+
+def open_engine(folder: str | Path) -> EngineFolder:
+    """Open an engine's folder and check that its files are those that were written; the engine is not loaded.
+
+    Raises:
+        EngineError: There is no engine, its manifest is not readable, or a file changed.
+    """
+    path = Path(folder)
+    if not is_engine(path):
+        raise EngineError(f"{path}: no engine ({MANIFEST} is missing); build one with `adakron-export tensorrt`")
+    manifest = _read(path / MANIFEST)
+    changed = [
+        name for name, digest in manifest.files.items()
+        if not (path / name).is_file() or sha256_of(path / name) != digest
+    ]  # fmt: skip
+    if changed:
+        raise EngineError(f"{path}: changed since it was built: {', '.join(changed)}; build it again")
+    return EngineFolder(path, manifest)
+
+
+def _read(path: Path) -> EngineManifest:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        version = content.pop("format_version")
+        profiles = tuple(tuple(str(shape) for shape in profile) for profile in content.pop("profiles"))
+        capabilities = tuple(map(str, content.pop("compute_capability")))
+        manifest = EngineManifest(profiles=profiles, compute_capability=capabilities, **content)
+        names = [*manifest.files, *manifest.source]
+        usable = all(isinstance(getattr(manifest, name), str) for name in _TEXTS) and ENGINE in manifest.files
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise EngineError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
+    if version != FORMAT_VERSION or not usable:
+        raise EngineError(f"{path}: not a manifest that this release reads; build the engine again")
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise EngineError(f"{path}: names files outside its folder: {', '.join(outside)}")
+    return manifest

@@ -1,0 +1,104 @@
+"""Which shapes an engine takes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from adakron_export.artifact import Manifest, TensorInfo
+from adakron_export.errors import EngineError
+
+Shape = tuple[int, int]  # texts and tokens
+DEFAULT = ((1, 1), (8, 128), (32, 512))
+
+
+@dataclass(frozen=True, slots=True)
+class Profile:
+    """An optimisation profile: the smallest shape, the one that is tuned for, and the largest.
+
+    Raises:
+        EngineError: They do not grow.
+    """
+
+    smallest: Shape
+    best: Shape
+    largest: Shape
+
+    def __post_init__(self) -> None:
+        texts, tokens = zip(self.smallest, self.best, self.largest, strict=True)
+        if list(texts) != sorted(texts) or list(tokens) != sorted(tokens) or min(self.smallest) < 1:
+            raise EngineError(
+                f"the shapes {', '.join(map(shape_text, self.shapes))} must grow from the smallest to the largest, "
+                "in texts and in tokens"
+            )
+
+    @property
+    def shapes(self) -> tuple[Shape, Shape, Shape]:
+        """All three."""
+        return self.smallest, self.best, self.largest
+
+
+def shape_text(shape: Shape) -> str:
+    """As people write it."""
+    return f"{shape[0]}x{shape[1]}"
+
+
+def profiles_for(
+    manifest: Manifest, *, smallest: Shape | None, best: Shape | None, largest: Shape | None,
+    several: Sequence[Sequence[Shape]],
+) -> tuple[Profile, ...]:  # fmt: skip
+    """The profiles of an engine.
+
+    Args:
+        manifest: Of the artifact; without limits of the user's own, the profile ends at its longest input.
+        smallest: Of the one profile; ``1x1`` by default.
+        best: What it is tuned for; ``8x128`` by default.
+        largest: ``32x512`` by default.
+        several: Instead of these three, profiles of three shapes each.
+
+    Raises:
+        EngineError: A profile does not grow, has not three shapes, or is longer than the model takes.
+    """
+    if several:
+        if smallest or best or largest:
+            raise EngineError("name profiles, or one smallest, best and largest shape; not both")
+        if any(len(shapes) != 3 for shapes in several):
+            raise EngineError("a profile has three shapes, such as 1x1,8x128,32x512")
+        found = tuple(Profile(*shapes) for shapes in several)
+    else:
+        found = (_filled(manifest, smallest, best, largest),)
+    limit = manifest.max_length
+    longest = max(profile.largest[1] for profile in found)
+    if limit is not None and _has_tokens(manifest) and longest > limit:
+        raise EngineError(f"the largest shape has {longest} tokens, the model takes {limit}")
+    return found
+
+
+def _filled(manifest: Manifest, smallest: Shape | None, best: Shape | None, largest: Shape | None) -> Profile:
+    """The defaults give way to what was named, and to the model's longest input."""
+    low, high = smallest or DEFAULT[0], largest
+    if high is None:
+        texts, tokens = DEFAULT[2]
+        limit = manifest.max_length if _has_tokens(manifest) else None
+        named = best or low
+        high = max(texts, named[0]), max(min(tokens, limit or tokens), named[1])
+    middle = best or (
+        min(max(DEFAULT[1][0], low[0]), high[0]),
+        min(max(DEFAULT[1][1], low[1]), high[1]),
+    )
+    return Profile(low, middle, high)
+
+
+def _has_tokens(manifest: Manifest) -> bool:
+    return any(info.name == "input_ids" for info in manifest.inputs)
+
+
+def tensor_shape(info: TensorInfo, shape: Shape) -> tuple[int, ...]:
+    """An input's shape for so many texts and tokens; its fixed axes stay.
+
+    Args:
+        info: Axes by name are batch and tokens, in this order.
+        shape: Texts and tokens.
+    """
+    free = iter(shape)
+    return tuple(next(free) if isinstance(axis, str) else axis for axis in info.shape)

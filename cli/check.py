@@ -1,0 +1,42 @@
+"""`adakron-export check`."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from . import options
+
+_SHOWN = 5
+
+
+@click.command()
+@click.argument("artifact")
+@click.option("--for", "flavor", default="auto", show_default=True, help="tensorrt or rtx: whose parser is asked.")
+@options.as_json
+def check(artifact: str, flavor: str, as_json: bool) -> None:
+    """Say before a build whether TensorRT will take ARTIFACT.
+
+    Its own parser is asked, which needs no GPU.
+    """
+    from adakron_export.artifact import open_artifact
+    from adakron_export.engines.checking import check_support
+    from adakron_export.engines.flavors import parser_named
+
+    report = check_support(open_artifact(artifact), parser_named(flavor))
+    if as_json:
+        options.print_json(report.to_json())
+    else:
+        click.echo(f"{'operator':<40}{'nodes':>7}  {report.parser}")
+        for row in report.ops:
+            verdict = click.style(f"refuses {row.refused}", fg="red", bold=True) if row.refused else "takes it"
+            click.echo(f"{row.op:<40}{row.count:>7}  {verdict}")
+        for problem in report.problems[:_SHOWN]:
+            click.echo(f"problem: {problem}")
+        if len(report.problems) > _SHOWN:
+            click.echo(f"and {len(report.problems) - _SHOWN} more; --json lists all")
+        verdict = click.style("passed", fg="green") if report.passed else click.style("FAILED", fg="red", bold=True)
+        click.echo(f"check {verdict}")
+    if not report.passed:
+        sys.exit(1)

@@ -1,0 +1,28 @@
+"""`adakron-export doctor`."""
+
+from __future__ import annotations
+
+import click
+
+from . import options
+
+
+@click.command()
+@options.as_json
+def doctor(as_json: bool) -> None:
+    """Say what this machine has, what will work, and what to install."""
+    from adakron_export.doctor import examine
+
+    found = examine()
+    if as_json:
+        options.print_json(found.to_json())
+        return
+    for name, value in {**found.machine, **found.versions}.items():
+        click.echo(f"{name.replace('_', ' '):<22}{'none' if value is None else value}")
+    click.echo(f"{'ONNX Runtime has':<22}{', '.join(found.providers) or 'not installed'}")
+    click.echo()
+    for row in found.abilities:
+        mark = click.style("yes", fg="green") if row.works else click.style("no ", fg="red", bold=True)
+        click.echo(f"{mark}  {row.what}")
+        if not row.works:
+            click.echo(f"     {row.remedy}")
