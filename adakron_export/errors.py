@@ -9,6 +9,7 @@ AdaKronError                  base of all; the command line prints it and exits 
 ├── ExportError               a model, task or option that cannot be exported
 ├── ArtifactError             a folder that is not an artifact, or no longer what was written
 ├── EngineError               a TensorRT engine that cannot be built, or a folder that holds none
+│   └── BuildError            TensorRT refused a graph, or failed to build it
 ├── RunnerError               a batch that does not fit a runner
 ├── ReportError               a report that cannot be written or read
 └── MissingPackageError       an optional package is not installed (also an ImportError)

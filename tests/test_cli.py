@@ -27,10 +27,14 @@ def test_help_of_every_command_fits_and_imports_nothing_heavy():
     commands = output.partition("Commands:")[2].split("\n")
     assert [line.split()[0] for line in commands if line] == [
         "bench",
+        "check",
+        "compare",
         "convert",
+        "doctor",
         "inspect",
         "onnx",
         "predict",
+        "tensorrt",
         "train",
         "validate",
     ]
