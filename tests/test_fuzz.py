@@ -1,4 +1,4 @@
-"""Damaged artifacts and checkpoints: 2,000 mutations, each a clear error or a model that runs, never a traceback.
+"""Damaged artifacts and checkpoints: 2,100 mutations, each a clear error or a model that runs, never a traceback.
 
 A failure names its seed; `mutate(content, random.Random(seed))` makes the same damage again.
 """
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from adakron_export import open_artifact, open_runner
+from adakron_export.artifact import write_manifest
 from adakron_export.errors import AdaKronError, ArtifactError
 from conftest import DEMO
 
@@ -77,6 +78,18 @@ def test_mutated_manifests(demo_artifact, tmp_path):
         counts[outcome(folder, seed, manifest.name)] += 1
     assert counts["ArtifactError"] > 700  # and what stays harmless runs
     assert counts["ran"] > 100
+
+
+def test_mutated_graphs_that_are_signed_again(demo_artifact, tmp_path, capfd):
+    folder = shutil.copytree(demo_artifact, tmp_path / "artifact")
+    manifest, right = open_artifact(folder).manifest, (folder / "model.onnx").read_bytes()
+    counts = Counter()
+    for seed in range(100):
+        (folder / "model.onnx").write_bytes(mutate(right, random.Random(seed)))
+        write_manifest(folder, manifest)
+        counts[outcome(folder, seed, "model.onnx")] += 1
+    assert counts["RunnerError"] > 20
+    assert capfd.readouterr().out == ""  # stdout is for results
 
 
 def test_mutated_checkpoints(tmp_path):

@@ -178,7 +178,11 @@ def _open_session(model: Path, manifest: Manifest, provider: tuple[str, dict[str
             ort.preload_dlls()  # CUDA and cuDNN of NVIDIA's pip packages, which torch brings along
     try:
         session = ort.InferenceSession(
-            model, options, providers=[provider], disabled_optimizers=list(manifest.disabled_optimizers)
+            model,
+            options,
+            providers=[provider],
+            disabled_optimizers=list(manifest.disabled_optimizers),
+            enable_fallback=0,  # to another provider, with lines on stdout
         )
     except Exception as error:  # its exceptions share no base class
         raise RunnerError(f"ONNX Runtime {ort.__version__} refuses {model}: {_first_line(error)}") from error
