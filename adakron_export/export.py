@@ -27,7 +27,7 @@ from adakron_export.onnx_file import write_model
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.tokenizer_files import copy_tokenizer
 from adakron_export.validation.parity import ParityReport
-from adakron_export.validation.tolerance import tolerance_for
+from adakron_export.validation.tolerance import Tolerance, tolerance_for
 from adakron_export.verify import find_overflow, prove
 
 if TYPE_CHECKING:
@@ -113,26 +113,34 @@ def export_onnx(
     folded = _folded(found, model, dtype)
     progress(f"export the graph (opset {opset})")
     graph = build_graph(folded, opset=opset, target=lowered_for)
+    manifest = _manifest(found, model, folded, graph, dtype=dtype, target=lowered_for, opset=opset)
     with staged_folder(folder) as staged:
         progress("write the model")
         write_model(graph, staged)
         _save_config(found, model, staged)
-        manifest = _manifest(found, model, folded, graph, dtype=dtype, target=lowered_for, opset=opset)
         artifact = Artifact(staged, manifest)
         del graph
         report = None
         if validate:
             progress("validate against eager PyTorch")
-            report = prove(artifact, eager, tolerance=tolerance, progress=progress)
-            if any(row.non_finite for row in report.rows):
-                report = replace(report, overflow=find_overflow(folded))
-            _write_json(staged / PARITY, report.to_json())
+            report = _proven(artifact, eager, folded, tolerance, progress)
         if report is not None and not report.passed and not force:
             return ExportResult(folder, written=False, parity=report, artifact=None)
         (staged / CARD).write_text(model_card(artifact, folder.name), encoding="utf-8")
         artifact = write_manifest(staged, manifest)
         put_in_place(staged, folder)
     return ExportResult(folder, written=True, parity=report, artifact=Artifact(folder, artifact.manifest))
+
+
+def _proven(
+    artifact: Artifact, eager: TaskModel, folded: TaskModel, tolerance: Tolerance, progress: Progress
+) -> ParityReport:
+    """Compare with eager PyTorch, and write down what came out."""
+    report = prove(artifact, eager, tolerance=tolerance, progress=progress)
+    if any(row.non_finite for row in report.rows):
+        report = replace(report, overflow=find_overflow(folded))
+    _write_json(artifact.folder / PARITY, report.to_json())
+    return report
 
 
 def _check_output(folder: Path) -> None:

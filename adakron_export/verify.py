@@ -86,18 +86,13 @@ def validate(
     generated = [each for each in batches if not each.name.startswith("data-")]
     report = _compare_sides(right, candidate, generated if batch is None else batches, limits, seed, progress)
     if text is not None and batch is None:
-        from adakron_export.evaluation_data import compare_on_data
-
-        rows, accuracy = compare_on_data(right.runner, candidate.runner, text, tolerance=limits, max_drop=max_drop,
-                                         progress=progress)  # fmt: skip
-        report = replace(report, rows=(*report.rows, *rows), accuracy=accuracy)
-    wrong = [each for each in batches if any(row.batch == each.name and not row.passed for row in report.rows)]
-    if not wrong:
+        report = _with_text(report, right, candidate, text, max_drop, progress)
+    smallest = _smallest_wrong(report, batches)
+    if smallest is None:
         if not layers:
             return report
         progress("compare the layers")
         return replace(report, layers=compare_layers(right, candidate, batches[-1], tolerance=limits))
-    smallest = min(wrong, key=lambda each: each.inputs[right.space.names[0]].size)
     progress("look for the first layer that diverges")
     found = find_divergence(right, candidate, smallest, tolerance=limits)
     options = {"against": against, "backbone": backbone, "device": device, "against-device": against_device,
@@ -105,6 +100,22 @@ def validate(
     if smallest.name.startswith("data-"):
         options |= {"data": data, "limit": limit}
     return replace(report, divergence=found, repeat=_command(artifact, options, tolerance or {}))
+
+
+def _with_text(
+    report: ParityReport, right: Side, candidate: Side, text: EvaluationData, max_drop: float, progress: Progress
+) -> ParityReport:
+    from adakron_export.evaluation_data import compare_on_data
+
+    rows, accuracy = compare_on_data(right.runner, candidate.runner, text, tolerance=report.tolerance,
+                                     max_drop=max_drop, progress=progress)  # fmt: skip
+    return replace(report, rows=(*report.rows, *rows), accuracy=accuracy)
+
+
+def _smallest_wrong(report: ParityReport, batches: Sequence[NamedBatch]) -> NamedBatch | None:
+    failed = {row.batch for row in report.rows if not row.passed}
+    wrong = [batch for batch in batches if batch.name in failed]
+    return min(wrong, key=lambda batch: next(iter(batch.inputs.values())).size, default=None)
 
 
 def _command(artifact: str | Path, options: Mapping[str, Any], tolerance: Mapping[str, float]) -> str:
