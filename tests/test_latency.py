@@ -109,6 +109,7 @@ def test_bench_measures_saves_and_guards(cli, demo_artifact, tmp_path):
     assert max(map(len, result.stdout.splitlines()[1:])) <= 80
     assert "eager PyTorch fp32, opened in" in result.stdout
 
+    assert result.stderr.count("open artifact") == 3  # one opening of the processes is not like another
     saved = json.loads((tmp_path / "base.json").read_text())
     assert [(row["side"], row["shape"]) for row in saved["rows"]] == [("artifact", "1x4"), ("artifact", "2x8")]
     assert all(ratio > 0 for row in saved["rows"] for ratio in row["ratios"])
