@@ -37,11 +37,12 @@ def test_a_client_sends_again_when_it_has_its_answer():
     assert found == Observed([0.25] * 4, 1.0)
 
 
-def test_clients_run_at_the_same_time_and_a_failure_of_one_ends_all():
+@pytest.mark.parametrize("error", [RunnerError, MemoryError])
+def test_clients_run_at_the_same_time_and_a_failure_of_one_ends_all(error):
     def fail():
-        raise RunnerError("no more")
+        raise error("no more")
 
-    with pytest.raises(RunnerError, match="no more"):
+    with pytest.raises(error, match="no more"):
         closed_loop([lambda: None, fail], 60.0)
 
 

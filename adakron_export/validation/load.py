@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from adakron_export.errors import RunnerError
+from adakron_export.errors import AdaKronError, RunnerError
 
 _SLICES = 3  # of one side's time, so that the machine's drift meets all sides
 _PATIENCE = 2.0  # times the planned seconds, after which an open loop that has fallen behind is stopped
@@ -141,7 +141,7 @@ def closed_loop(
         RunnerError: A client's run failed.
     """
     latencies: list[float] = []
-    failures: list[RunnerError] = []
+    failures: list[AdaKronError | MemoryError] = []
     start = clock()
 
     def serve(run: Callable[[], Any]) -> None:
@@ -149,7 +149,7 @@ def closed_loop(
         while sent < start + seconds and not failures:
             try:
                 run()
-            except RunnerError as error:
+            except (AdaKronError, MemoryError) as error:
                 failures.append(error)
                 return
             now = clock()
