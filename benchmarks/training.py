@@ -81,9 +81,8 @@ def everything(model: Any) -> Any:
 # What changes the model (AdaKron: nothing here, it is the recipe's), and the settings that differ from the recipe.
 # Learning rates: PEFT methods that write into the FFN take the recipe's, the others what is usual for them.
 METHODS: dict[str, tuple[Callable[[Any], Any] | None, dict[str, Any]]] = {
-    "AdaKron r=24": (None, {"r": 24, "norm_learning_rate": None}),
-    "AdaKron r=48": (None, {"r": 48, "norm_learning_rate": None}),
-    "AdaKron r=20 and norms": (None, {"r": 20, "norm_learning_rate": 3e-4}),
+    "AdaKron r=24": (None, {"r": 24}),
+    "AdaKron r=48": (None, {"r": 48}),
     "LoRA r=8": (lora, {"learning_rate": 1e-3}),
     "bottleneck": (bottleneck, {}),
     "BitFit": (bitfit, {}),

@@ -125,7 +125,7 @@ class AdaKronTrainer(Trainer):  # type: ignore[misc,unused-ignore]
         if self.optimizer is None:
             recipe = self.recipe
             usual = recipe.learning_rate
-            rates = {"adapters": usual, "norms": recipe.norm_learning_rate,
+            rates = {"adapters": usual, "norms": recipe.norm_learning_rate or usual,
                      "head": recipe.head_learning_rate or usual}  # fmt: skip
             groups: dict[tuple[str, bool], list[nn.Parameter]] = {}
             for name, parameter in (model or self.model).named_parameters():
