@@ -24,7 +24,8 @@ CARD = "README.md"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx_data"
 FORMAT_VERSION = 1
-DTYPES = ("fp32", "fp16", "bf16")
+DTYPES = ("fp32", "fp16", "bf16", "int8")
+HALF_DTYPES = ("fp16", "bf16")
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
 
 
@@ -52,7 +53,7 @@ class Manifest:
     Attributes:
         task: What the model is for, as the hub names it.
         target: The runtime the graph was lowered for.
-        dtype: ``fp32``, ``fp16`` or ``bf16``.
+        dtype: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
         opset: Version of the standard operators.
         inputs: In their order.
         outputs: In their order; always float32.

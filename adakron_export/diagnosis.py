@@ -126,4 +126,4 @@ def _exported_anew(checkpoint: Checkpoint, manifest: Manifest, pooling: Pooling)
 
     model = load_model(checkpoint, task=manifest.task)
     folded = TaskModel(fold(model).to(TORCH_DTYPES[manifest.dtype]), task_of(model), pooling=pooling).eval()
-    return build_graph(folded, opset=manifest.opset, target=target_named(manifest.target))
+    return build_graph(folded, opset=manifest.opset, target=target_named(manifest.target), dtype=manifest.dtype)

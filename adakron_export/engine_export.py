@@ -115,6 +115,9 @@ def _opened(
         raise EngineError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if is_artifact(Path(source)):
         artifact = open_artifact(source)
+        if artifact.manifest.dtype not in DTYPES:
+            raise EngineError(f"{source} is in {artifact.manifest.dtype}, which is for CPUs; TensorRT takes artifacts "
+                              f"in {', '.join(DTYPES)}")  # fmt: skip
         if dtype not in (None, artifact.manifest.dtype):
             raise EngineError(
                 f"{source} is in {artifact.manifest.dtype}, and an engine has the precision of its graph; export the "

@@ -22,7 +22,7 @@ from adakron_export.artifact import (
 from adakron_export.card import model_card
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import package_versions, require
-from adakron_export.graph.targets import Target, target_named
+from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.onnx_file import write_model
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.tokenizer_files import copy_tokenizer
@@ -79,7 +79,7 @@ def export_onnx(
         backbone: Folder or hub id; what the checkpoint names by default.
         task: Such as ``text-classification``, or a synonym; inferred by default.
         target: ``portable``, ``ort-cpu``, ``ort-cuda`` or ``tensorrt``.
-        dtype: Of the graph: ``fp32``, ``fp16`` or ``bf16``. Outputs are float32 in any case.
+        dtype: Of the graph: ``fp32``, ``fp16``, ``bf16`` or, for CPUs, ``int8``. Outputs are float32 in any case.
         opset: Version of the standard operators, 18 to 23.
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
         validate: Compare with eager PyTorch, which needs ONNX Runtime.
@@ -95,6 +95,7 @@ def export_onnx(
     """
     folder = Path(output)
     lowered_for = target_named(target)
+    check_dtype(lowered_for, dtype)
     tolerance = tolerance_for(dtype).changed({"absolute": atol})
     _check_output(folder)
     if validate:
@@ -112,7 +113,7 @@ def export_onnx(
     progress("fold the adapters")
     folded = _folded(found, model, dtype)
     progress(f"export the graph (opset {opset})")
-    graph = build_graph(folded, opset=opset, target=lowered_for)
+    graph = build_graph(folded, opset=opset, target=lowered_for, dtype=dtype)
     manifest = _manifest(found, model, folded, graph, dtype=dtype, target=lowered_for, opset=opset)
     with staged_folder(folder) as staged:
         progress("write the model")

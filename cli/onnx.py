@@ -15,7 +15,7 @@ from . import options
 @click.option("-o", "--output", required=True, metavar="DIR", help="The artifact's folder.")
 @options.backbone
 @click.option("--target", default="portable", show_default=True, help="portable, ort-cpu, ort-cuda or tensorrt.")
-@click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16 or bf16.")
+@click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16, bf16 or, for CPUs, int8.")
 @click.option("--opset", default=20, show_default=True, help="Of the standard operators, 18 to 23.")
 @options.task
 @options.atol

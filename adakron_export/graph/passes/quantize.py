@@ -1,0 +1,136 @@
+"""int8 weights for CPUs: products and embedding tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+
+_LEVELS = 127  # symmetric: -128 is not used
+
+
+@dataclass(slots=True)
+class DynamicInt8Pass(ir.passes.InPlacePass):
+    """Weights in int8, one scale per column; activations in uint8, with a scale of their own at each run.
+
+    1. Rewrites ``MatMul(X, W)`` and ``Gemm(X, W, B)`` with an initializer ``W`` into ``DynamicQuantizeLinear``,
+       ``MatMulInteger``, ``Cast`` and ``Mul``, in the form that ONNX Runtime fuses; products of the same ``X``
+       quantise it once.
+    2. Rewrites ``Gather(W, ids)`` from a table into a gather of int8 rows and one of their scales.
+    3. Weights with fewer than ``MIN_COLUMNS`` columns stay (heads that classify), and so do tables with fewer than
+       ``MIN_ROWS`` rows. Run before functions are inlined it leaves the adapters as they are: they are small, and
+       the Kronecker product would multiply their errors.
+    """
+
+    MIN_COLUMNS = 16
+    MIN_ROWS = 32
+    _quantised: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the main graph."""
+        found = 0
+        for node in list(model.graph):
+            if node.op_type == "Gather" and _is_table(node):
+                _rewrite_gather(model.graph, node)
+            elif node.op_type in ("MatMul", "Gemm") and _is_product(node):
+                self._rewrite_product(model.graph, node)
+            else:
+                continue
+            found += 1
+        return ir.passes.PassResult(model, modified=bool(found))
+
+    def _rewrite_product(self, graph: ir.Graph, node: ir.Node) -> None:
+        value, weight = node.inputs[0], node.inputs[1]
+        assert value is not None
+        assert weight is not None
+        array = _array(weight)
+        if _integer(node, "transB"):
+            array = array.T
+        levels, scales = _symmetric(array, axis=0)
+        name = str(node.outputs[0].name)
+        held = _initializer(graph, f"{name}_weight_int8", np.ascontiguousarray(levels))
+        factors = _initializer(graph, f"{name}_weight_scale", scales[0])
+        added = []
+        if value not in self._quantised:
+            quantise = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
+            self._quantised[value] = tuple(quantise.outputs)
+            added.append(quantise)
+        rounded, scale, zero = self._quantised[value]
+        product = ir.node("MatMulInteger", [rounded, held, zero])
+        wide = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+        both = ir.node("Mul", [scale, factors])
+        last = ir.node("Mul", [wide.outputs[0], both.outputs[0]])
+        added += [product, wide, both, last]
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            last = ir.node("Add", [last.outputs[0], node.inputs[2]])
+            added.append(last)
+        _replace(graph, node, added, last.outputs[0])
+
+
+def _is_table(node: ir.Node) -> bool:
+    table = node.inputs[0]
+    return _is_weight(table) and _array(table).shape[0] >= DynamicInt8Pass.MIN_ROWS and not _integer(node, "axis")
+
+
+def _is_product(node: ir.Node) -> bool:
+    weight = node.inputs[1]
+    if not _is_weight(weight) or _integer(node, "transA"):
+        return False
+    factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
+    columns = _array(weight).shape[0 if _integer(node, "transB") else 1]
+    return all(factor == 1.0 for factor in factors) and columns >= DynamicInt8Pass.MIN_COLUMNS
+
+
+def _is_weight(value: ir.Value | None) -> bool:
+    tensor = value.const_value if value is not None else None
+    return tensor is not None and tensor.dtype is ir.DataType.FLOAT and len(tensor.shape) == 2
+
+
+def _integer(node: ir.Node, name: str) -> int:
+    return node.attributes[name].as_int() if name in node.attributes else 0
+
+
+def _rewrite_gather(graph: ir.Graph, node: ir.Node) -> None:
+    table, ids = node.inputs
+    assert table is not None
+    levels, scales = _symmetric(_array(table), axis=1)
+    rows = ir.node("Gather", [_initializer(graph, f"{table.name}_int8", levels), ids])
+    factors = ir.node("Gather", [_initializer(graph, f"{table.name}_scale", scales), ids])
+    wide = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+    last = ir.node("Mul", [wide.outputs[0], factors.outputs[0]])
+    _replace(graph, node, [rows, factors, wide, last], last.outputs[0])
+
+
+def _symmetric(array: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
+    """Integers, and the scales ``max |w| / 127`` along an axis that give the array back."""
+    scales = np.abs(array).max(axis=axis, keepdims=True) / _LEVELS
+    scales[scales == 0] = 1
+    return np.round(array / scales).astype(np.int8), scales.astype(np.float32)
+
+
+def _array(value: ir.Value | None) -> np.ndarray:
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()
+
+
+def _replace(graph: ir.Graph, node: ir.Node, added: list[ir.Node], output: ir.Value) -> None:
+    old = node.outputs[0]
+    for each in added:
+        each.metadata_props.update(node.metadata_props)
+    graph.insert_before(node, added)
+    output.type, output.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    output.name = old.name
+
+
+def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
+    if name in graph.initializers:
+        return graph.initializers[name]
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor)
+    value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
+    graph.register_initializer(value)
+    return value
