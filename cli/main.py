@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 import traceback
 from typing import Any
@@ -47,7 +48,7 @@ class _Group(click.Group):
             click.echo("error: not enough memory for this model or batch", err=True)
             sys.exit(2)
         except OSError as error:
-            if ctx.params.get("debug") or error.errno is None:
+            if ctx.params.get("debug") or error.errno in (None, errno.EPIPE):  # click ends quietly on a closed pipe
                 raise
             click.echo(f"error: {error.filename or ''}: {error.strerror}", err=True)
             sys.exit(2)

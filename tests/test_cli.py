@@ -1,6 +1,7 @@
 """The command line: what it prints, where, and its exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 
@@ -148,3 +149,12 @@ def test_predict_truncates_long_texts_and_asks_for_some(cli, demo_artifact):
 def test_predict_needs_a_tokenizer(cli, tmp_path):
     cli("onnx", save_checkpoint(tmp_path, "bert"), "-o", tmp_path / "out")
     assert "has no tokenizer" in cli("predict", tmp_path / "out", "--text", "x", code=2).stderr
+
+
+def test_a_closed_pipe_is_no_error():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "adakron_export.cli", "inspect", str(DEMO)]
+    done = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
