@@ -117,14 +117,10 @@ def export_onnx(
     manifest = _manifest(found, model, folded, graph, dtype=dtype, target=lowered_for, opset=opset)
     with staged_folder(folder) as staged:
         progress("write the model")
-        write_model(graph, staged)
-        _save_config(found, model, staged)
+        _write_model(graph, found, model, staged)
         artifact = Artifact(staged, manifest)
         del graph
-        report = None
-        if validate:
-            progress("validate against eager PyTorch")
-            report = _proven(artifact, eager, folded, tolerance, progress)
+        report = _proven(artifact, eager, folded, tolerance, progress) if validate else None
         if report is not None and not report.passed and not force:
             return ExportResult(folder, written=False, parity=report, artifact=None)
         (staged / CARD).write_text(model_card(artifact, folder.name), encoding="utf-8")
@@ -137,6 +133,7 @@ def _proven(
     artifact: Artifact, eager: TaskModel, folded: TaskModel, tolerance: Tolerance, progress: Progress
 ) -> ParityReport:
     """Compare with eager PyTorch, and write down what came out."""
+    progress("validate against eager PyTorch")
     report = prove(artifact, eager, tolerance=tolerance, progress=progress)
     if any(row.non_finite for row in report.rows):
         report = replace(report, overflow=find_overflow(folded))
@@ -198,8 +195,9 @@ def _folded(found: Checkpoint, model: PeftModel, dtype: str) -> TaskModel:
     return _task_model(found, model, module)
 
 
-def _save_config(found: Checkpoint, model: PeftModel, folder: Path) -> None:
-    """The configuration, and the tokenizer's files as they are: other versions of transformers read them too."""
+def _write_model(graph: ir.Model, found: Checkpoint, model: PeftModel, folder: Path) -> None:
+    """The graph, the configuration, and the tokenizer's files as they are: other transformers read them too."""
+    write_model(graph, folder)
     config = model.get_base_model().config
     config.architectures = [type(model.get_base_model()).__name__]
     config.to_json_file(folder / "config.json")

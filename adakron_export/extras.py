@@ -11,7 +11,10 @@ from types import ModuleType
 
 from adakron_export.errors import MissingPackageError
 
-_RECORDED = ("adakron-export", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxruntime", "onnxruntime-gpu")
+_RECORDED = (
+    "adakron-export", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime",
+    "onnxruntime-gpu",
+)  # fmt: skip
 
 
 def package_versions() -> dict[str, str]:

@@ -89,10 +89,7 @@ def validate(
         report = _with_text(report, right, candidate, text, max_drop, progress)
     smallest = _smallest_wrong(report, batches)
     if smallest is None:
-        if not layers:
-            return report
-        progress("compare the layers")
-        return replace(report, layers=compare_layers(right, candidate, batches[-1], tolerance=limits))
+        return _with_layers(report, right, candidate, batches[-1], progress) if layers else report
     progress("look for the first layer that diverges")
     found = find_divergence(right, candidate, smallest, tolerance=limits)
     options = {"against": against, "backbone": backbone, "device": device, "against-device": against_device,
@@ -110,6 +107,13 @@ def _with_text(
     rows, accuracy = compare_on_data(right.runner, candidate.runner, text, tolerance=report.tolerance,
                                      max_drop=max_drop, progress=progress)  # fmt: skip
     return replace(report, rows=(*report.rows, *rows), accuracy=accuracy)
+
+
+def _with_layers(
+    report: ParityReport, right: Side, candidate: Side, batch: NamedBatch, progress: Progress
+) -> ParityReport:
+    progress("compare the layers")
+    return replace(report, layers=compare_layers(right, candidate, batch, tolerance=report.tolerance))
 
 
 def _smallest_wrong(report: ParityReport, batches: Sequence[NamedBatch]) -> NamedBatch | None:

@@ -3,28 +3,18 @@
 from __future__ import annotations
 
 import os
-import platform
-import re
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
-_PACKAGES = ("torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime", "tensorrt-rtx-cu13")
+from adakron_export.extras import package_versions
+from adakron_export.machine import describe_machine
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory, Python and package versions."""
-    processor = re.search(r"^model name\s*: (.*)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
-    versions = {}
-    for package in _PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
+    """Processor, cores, memory and versions."""
+    machine = describe_machine(device="cpu", threads=None)
     return {
-        "processor": processor[1] if processor else platform.machine(),
-        "cores": os.cpu_count(),
+        "processor": machine["processor"],
+        "cores": machine["cores"],
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
-        "python": platform.python_version(),
-        "versions": versions,
+        "versions": package_versions(),
     }

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from adakron_export.graph.passes.rewriting import initializer
+
 
 class MergeDownProjectionsPass(ir.passes.InPlacePass):
     """One matrix product for both small networks of each inlined adapter.
@@ -67,7 +69,7 @@ def _merge(graph: ir.Graph, pair: list[_Affine]) -> None:
         f"{name}_merged_bias": np.concatenate([affine.bias for affine in pair]),
         f"{name}_merged_split": np.array([affine.weight.shape[1] for affine in pair], dtype=np.int64),
     }
-    values = [_initializer(graph, key, array) for key, array in constants.items()]
+    values = [initializer(graph, key, array) for key, array in constants.items()]
     matmul = ir.node("MatMul", [pair[0].product.inputs[0], values[0]])
     add = ir.node("Add", [matmul.outputs[0], values[1]])
     split = ir.node("Split", [add.outputs[0], values[2]], {"axis": -1}, num_outputs=2)
@@ -77,11 +79,3 @@ def _merge(graph: ir.Graph, pair: list[_Affine]) -> None:
     for affine, output in zip(pair, split.outputs, strict=True):
         affine.add.outputs[0].replace_all_uses_with(output)
         graph.remove([affine.add, affine.product], safe=True)
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor)
-    value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
-    graph.register_initializer(value)
-    return value

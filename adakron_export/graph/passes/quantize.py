@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
+from adakron_export.graph.passes.rewriting import initializer
+
 _LEVELS = 127  # symmetric: -128 is not used
 
 
@@ -49,8 +51,8 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
             array = array.T
         levels, scales = _symmetric(array, axis=0)
         name = str(node.outputs[0].name)
-        held = _initializer(graph, f"{name}_weight_int8", np.ascontiguousarray(levels))
-        factors = _initializer(graph, f"{name}_weight_scale", scales[0])
+        held = initializer(graph, f"{name}_weight_int8", np.ascontiguousarray(levels))
+        factors = initializer(graph, f"{name}_weight_scale", scales[0])
         added = []
         if value not in self._quantised:
             quantise = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
@@ -95,8 +97,8 @@ def _rewrite_gather(graph: ir.Graph, node: ir.Node) -> None:
     table, ids = node.inputs
     assert table is not None
     levels, scales = _symmetric(_array(table), axis=1)
-    rows = ir.node("Gather", [_initializer(graph, f"{table.name}_int8", levels), ids])
-    factors = ir.node("Gather", [_initializer(graph, f"{table.name}_scale", scales), ids])
+    rows = ir.node("Gather", [initializer(graph, f"{table.name}_int8", levels), ids])
+    factors = ir.node("Gather", [initializer(graph, f"{table.name}_scale", scales), ids])
     wide = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)})
     last = ir.node("Mul", [wide.outputs[0], factors.outputs[0]])
     _replace(graph, node, [rows, factors, wide, last], last.outputs[0])
@@ -124,13 +126,3 @@ def _replace(graph: ir.Graph, node: ir.Node, added: list[ir.Node], output: ir.Va
     ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     output.name = old.name
-
-
-def _initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
-    if name in graph.initializers:
-        return graph.initializers[name]
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor)
-    value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
-    graph.register_initializer(value)
-    return value
