@@ -7,7 +7,7 @@ STAMP   := $(VENV)/.installed
 DEMO    := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow gpu gpu-tests lint types interop wheel clean
+.PHONY: help venv demo test slow gpu gpu-tests lint types interop bindings wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,9 @@ types: venv ## Check types
 
 interop: venv ## Open an artifact in optimum-onnx, in a virtual environment of its own
 	$(BIN)/python tests/interop/optimum_onnx.py
+
+bindings: venv ## Hold what is called of TensorRT against its own bindings
+	$(BIN)/python tests/interop/tensorrt_bindings.py
 
 wheel: venv ## Build the wheel and use it outside the checkout
 	$(BIN)/python tests/interop/wheel.py

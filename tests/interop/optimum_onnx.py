@@ -50,7 +50,7 @@ def main() -> None:
         difference = float(np.abs(np.array(found["logits"]) - expected).max())
         if found["ids"] != inputs["input_ids"].tolist() or found["labels"]["0"] != "praise" or not difference < 1e-5:
             sys.exit(f"optimum-onnx answers differently: {difference}, {found}")
-        print(f"optimum-onnx agrees: largest difference {difference:.1e}")  # noqa: T201
+        print(f"optimum-onnx agrees: largest difference {difference:.1e}")
 
 
 if __name__ == "__main__":

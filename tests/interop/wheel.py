@@ -38,7 +38,7 @@ def main() -> None:
         for command in (["onnx", demo, "-o", "out"], ["predict", "out", "--text", "How do I reset the charger?"]):
             arguments = [sys.executable, "-c", code, *map(str, command)]
             subprocess.run(arguments, check=True, cwd=folder, env=environment)
-        print(f"{wheel.name} works outside the checkout")  # noqa: T201
+        print(f"{wheel.name} works outside the checkout")
 
 
 if __name__ == "__main__":
