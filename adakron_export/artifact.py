@@ -63,6 +63,7 @@ class Manifest:
         backbone: The backbone's name, without its folder.
         max_length: The longest input, in tokens.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
+        calibrated_on: The text that int8 with fixed scales was calibrated on.
         versions: Of the packages that made it.
         files: sha256 of every file but the manifest itself.
     """
@@ -79,8 +80,14 @@ class Manifest:
     backbone: str
     max_length: int | None
     disabled_optimizers: tuple[str, ...] = ()
+    calibrated_on: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def computes_in_half(self) -> bool:
+        """Whether it computes in half precision; int8 with fixed scales does where it is not int8."""
+        return self.dtype in HALF_DTYPES or self.calibrated_on is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +208,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
     _require(all(isinstance(text, str) for text in texts), "a name, version or sha256 is no text")
     _require(manifest.task in list(Task), f"task is {manifest.task!r}")
     _require(manifest.dtype in DTYPES, f"dtype is {manifest.dtype!r}")
+    _require(isinstance(manifest.calibrated_on, str | None), f"calibrated_on is {manifest.calibrated_on!r}")
     _require(type(manifest.opset) is int, f"opset is {manifest.opset!r}")
     longest = manifest.max_length
     _require(longest is None or (type(longest) is int and longest > 0), f"max_length is {longest!r}")

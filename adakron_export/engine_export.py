@@ -27,7 +27,7 @@ from adakron_export.staging import check_replaceable, put_in_place, staged_folde
 from adakron_export.tokenizer_files import copy_tokenizer
 
 Progress = Callable[[str], None]
-DTYPES = ("fp32", "fp16", "bf16")
+DTYPES = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +51,7 @@ def export_engine(
     task: str | None = None,
     flavor: str = "auto",
     dtype: str | None = None,
+    data: str | None = None,
     min_shape: Shape | None = None,
     opt_shape: Shape | None = None,
     max_shape: Shape | None = None,
@@ -66,7 +67,8 @@ def export_engine(
         backbone: Of a checkpoint; what it names by default.
         task: Of a checkpoint; inferred by default.
         flavor: ``auto``, ``tensorrt`` or ``rtx``.
-        dtype: ``fp32``, ``fp16`` or ``bf16``; an artifact has its own, and a checkpoint is exported in fp16.
+        dtype: ``fp32``, ``fp16``, ``bf16`` or ``int8``; an artifact has its own, and a checkpoint is exported in fp16.
+        data: Text to calibrate a checkpoint's int8 on.
         min_shape: The smallest texts and tokens; 1 and 1 by default.
         opt_shape: What it is tuned for; 8 and 128 by default.
         max_shape: The largest; 32 and 512 by default, or the model's longest input.
@@ -86,7 +88,7 @@ def export_engine(
         raise EngineError(f"{problem}, and would be replaced; choose another output folder")
     settings.check(chosen)
     chosen.load()
-    with _opened(source, dtype, backbone, task, progress) as artifact:
+    with _opened(source, dtype, data, backbone, task, progress) as artifact:
         shapes = profiles_for(artifact.manifest, smallest=min_shape, best=opt_shape, largest=max_shape,
                               several=profiles)  # fmt: skip
         with staged_folder(folder) as staged:
@@ -108,16 +110,22 @@ def export_engine(
 
 @contextlib.contextmanager
 def _opened(
-    source: str | Path, dtype: str | None, backbone: str | Path | None, task: str | None, progress: Progress
-) -> Iterator[Artifact]:
+    source: str | Path, dtype: str | None, data: str | None, backbone: str | Path | None, task: str | None,
+    progress: Progress,
+) -> Iterator[Artifact]:  # fmt: skip
     """The artifact itself, or one that is exported for the purpose."""
     if dtype is not None and dtype not in DTYPES:
         raise EngineError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if is_artifact(Path(source)):
         artifact = open_artifact(source)
-        if artifact.manifest.dtype not in DTYPES:
-            raise EngineError(f"{source} is in {artifact.manifest.dtype}, which is for CPUs; TensorRT takes artifacts "
-                              f"in {', '.join(DTYPES)}")  # fmt: skip
+        if artifact.manifest.dtype == "int8" and artifact.manifest.calibrated_on is None:
+            raise EngineError(
+                f"{source} is in int8 for CPUs; export the checkpoint with --target tensorrt --data TEXT"
+            )
+        if data is not None:
+            raise EngineError(
+                f"{source} is an artifact, which --data has no use for; give the checkpoint in its place"
+            )
         if dtype not in (None, artifact.manifest.dtype):
             raise EngineError(
                 f"{source} is in {artifact.manifest.dtype}, and an engine has the precision of its graph; export the "
@@ -129,7 +137,7 @@ def _opened(
 
     with tempfile.TemporaryDirectory() as folder:
         result = export_onnx(source, Path(folder) / "artifact", backbone=backbone, task=task, target="tensorrt",
-                             dtype=dtype or "fp16", progress=progress)  # fmt: skip
+                             dtype=dtype or "fp16", data=data, progress=progress)  # fmt: skip
         if result.artifact is None:
             assert result.parity is not None
             raise EngineError(

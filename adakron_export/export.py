@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,9 @@ from adakron_export.card import model_card
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import package_versions, require
 from adakron_export.graph.targets import Target, check_dtype, target_named
+from adakron_export.input_space import model_space
 from adakron_export.onnx_file import write_model
+from adakron_export.sides import tokenizer_folder
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.tokenizer_files import copy_tokenizer
 from adakron_export.validation.parity import ParityReport
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from adakron_export.adapter.task_model import TaskModel
 
 Progress = Callable[[str], None]
+CALIBRATION_TEXTS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +70,7 @@ def export_onnx(
     target: str = "portable",
     dtype: str = "fp32",
     opset: int = 20,
+    data: str | None = None,
     atol: float | None = None,
     validate: bool = True,
     force: bool = False,
@@ -79,8 +84,9 @@ def export_onnx(
         backbone: Folder or hub id; what the checkpoint names by default.
         task: Such as ``text-classification``, or a synonym; inferred by default.
         target: ``portable``, ``ort-cpu``, ``ort-cuda`` or ``tensorrt``.
-        dtype: Of the graph: ``fp32``, ``fp16``, ``bf16`` or, for CPUs, ``int8``. Outputs are float32 in any case.
+        dtype: Of the graph: ``fp32``, ``fp16``, ``bf16`` or ``int8``. Outputs are float32 in any case.
         opset: Version of the standard operators, 18 to 23.
+        data: Text to find the scales of int8 on, for target ``tensorrt``; read as for training.
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
         validate: Compare with eager PyTorch, which needs ONNX Runtime.
         force: Write the artifact even where validation fails, or the adapters change nothing.
@@ -95,11 +101,9 @@ def export_onnx(
     """
     folder = Path(output)
     lowered_for = target_named(target)
-    check_dtype(lowered_for, dtype)
+    check_dtype(lowered_for, dtype, opset=opset, calibrated=data is not None)
     tolerance = tolerance_for(dtype).changed({"absolute": atol})
-    _check_output(folder)
-    if validate:
-        require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
+    _check_place(folder, runs=validate or data is not None)
     progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
     from adakron_export.adapter.loading import load_model
@@ -107,14 +111,14 @@ def export_onnx(
 
     found = find_checkpoint(checkpoint, backbone)
     model = load_model(found, task=task)
-    if not force:
-        _check_trained(found, model)
-    eager = _task_model(found, model, model.get_base_model())
+    eager = _eager(found, model, force=force)
     progress("fold the adapters")
-    folded = _folded(found, model, dtype)
+    folded = _folded(found, model, lowered_for, dtype)
     progress(f"export the graph (opset {opset})")
-    graph = build_graph(folded, opset=opset, target=lowered_for, dtype=dtype)
-    manifest = _manifest(found, model, folded, graph, dtype=dtype, target=lowered_for, opset=opset)
+    describe = partial(_manifest, found, model, folded, dtype=dtype, target=lowered_for, opset=opset, data=data)
+    calibrate = partial(_ranges, found, eager, describe, data, progress) if data is not None else None
+    graph = build_graph(folded, opset=opset, target=lowered_for, dtype=dtype, calibrate=calibrate)
+    manifest = describe(graph)
     with staged_folder(folder) as staged:
         progress("write the model")
         _write_model(graph, found, model, staged)
@@ -141,10 +145,18 @@ def _proven(
     return report
 
 
-def _check_output(folder: Path) -> None:
+def _check_place(folder: Path, *, runs: bool) -> None:
+    if runs:
+        require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
     problem = check_replaceable(folder, is_ours=is_artifact)
     if problem:
         raise ArtifactError(f"{problem}, and would be replaced; choose another output folder")
+
+
+def _eager(found: Checkpoint, model: PeftModel, *, force: bool) -> TaskModel:
+    if not force:
+        _check_trained(found, model)
+    return _task_model(found, model, model.get_base_model())
 
 
 def _check_trained(found: Checkpoint, model: PeftModel) -> None:
@@ -179,20 +191,38 @@ def _check_padding(model: PeftModel) -> None:
         )
 
 
-def _folded(found: Checkpoint, model: PeftModel, dtype: str) -> TaskModel:
+def _folded(found: Checkpoint, model: PeftModel, target: Target, dtype: str) -> TaskModel:
     import torch
 
     from adakron_export.adapter.folding import fold
-    from adakron_export.graph.build import TORCH_DTYPES
+    from adakron_export.graph.build import torch_dtype
 
     module = fold(model)
-    if dtype != "fp32":
-        module = module.to(TORCH_DTYPES[dtype])
+    captured_in = torch_dtype(target, dtype)
+    if captured_in is not torch.float32:
+        module = module.to(captured_in)
         broken = [name for name, tensor in module.state_dict().items()
                   if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]  # fmt: skip
         if broken:
-            raise ExportError(f"{broken[0]} has values that {dtype} cannot hold; export in bf16 or fp32")
+            raise ExportError(
+                f"{broken[0]} has values that {str(captured_in)[6:]} cannot hold; export in bf16 or fp32"
+            )
     return _task_model(found, model, module)
+
+
+def _ranges(
+    found: Checkpoint, eager: TaskModel, describe: Callable[[ir.Model], Manifest], data: str, progress: Progress,
+    captured: ir.Model,
+) -> dict[str, float]:  # fmt: skip
+    """The ranges for int8, on some of the text."""
+    from adakron_export.calibration import calibrate
+    from adakron_export.evaluation_data import read_evaluation, tokenizer_of
+
+    progress(f"calibrate int8 on {data}")
+    folder = tokenizer_folder(found)
+    text = read_evaluation(data, task=eager.task, config=eager.config.to_dict(), tokenizer=tokenizer_of(folder),
+                           space=model_space(eager, folder), limit=CALIBRATION_TEXTS, say=progress)  # fmt: skip
+    return calibrate(captured, describe(captured), text.batches, progress)
 
 
 def _write_model(graph: ir.Model, found: Checkpoint, model: PeftModel, folder: Path) -> None:
@@ -205,8 +235,9 @@ def _write_model(graph: ir.Model, found: Checkpoint, model: PeftModel, folder: P
 
 
 def _manifest(
-    found: Checkpoint, model: PeftModel, folded: TaskModel, graph: ir.Model, *, dtype: str, target: Target, opset: int
-) -> Manifest:
+    found: Checkpoint, model: PeftModel, folded: TaskModel, graph: ir.Model, *, dtype: str, target: Target, opset: int,
+    data: str | None,
+) -> Manifest:  # fmt: skip
     from adakron_export.adapter.checkpoint import backbone_files
     from adakron_export.adapter.task_model import position_limit
 
@@ -225,6 +256,7 @@ def _manifest(
         backbone=Path(found.backbone).name if Path(found.backbone).exists() else found.backbone,
         max_length=position_limit(folded.model),
         disabled_optimizers=target.disabled_optimizers,
+        calibrated_on=Path(data).name if data is not None else None,
         versions=package_versions(),
     )
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adakron_export.artifact import HALF_DTYPES, Artifact, is_artifact, open_artifact
+from adakron_export.artifact import Artifact, is_artifact, open_artifact
 from adakron_export.input_space import artifact_space, model_space
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.ort import Device, OrtRunner
@@ -70,7 +70,7 @@ def eager_side(eager: TaskModel, path: str, *, folder: Path | None = None, devic
 
 def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner:
     """An artifact in ONNX Runtime; half precision on the CPU is emulated."""
-    if artifact.manifest.dtype not in HALF_DTYPES or device is not Device.CPU:
+    if not artifact.manifest.computes_in_half or device is not Device.CPU:
         return OrtRunner(artifact, device=device)
     import onnx_ir as ir
 
@@ -78,7 +78,7 @@ def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner:
 
     with tempfile.TemporaryDirectory() as folder:
         write_model(emulate(ir.load(artifact.model)), Path(folder))
-        runner = OrtRunner(Artifact(Path(folder), replace(artifact.manifest, dtype="fp32")))
+        runner = OrtRunner(Artifact(Path(folder), replace(artifact.manifest, dtype="fp32", calibrated_on=None)))
     runner.name = f"onnxruntime CPUExecutionProvider, emulated {artifact.manifest.dtype}"
     return runner
 

@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from adakron_export.artifact import HALF_DTYPES, Artifact, Manifest, TensorInfo
+from adakron_export.artifact import Artifact, Manifest, TensorInfo
 from adakron_export.graph.capture import MODULE_KEY
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.base import Array, Batch
@@ -58,7 +58,7 @@ def trace_graph(model: ir.Model, manifest: Manifest, batch: Batch, *, device: De
     common.InlinePass()(plain)
     keys = _number(plain)
     nodes = {str(node.outputs[0].name): node for node in plain.graph}
-    half = manifest.dtype in HALF_DTYPES and device is Device.CPU
+    half = manifest.computes_in_half and device is Device.CPU
     if half:
         from adakron_export.graph.emulation import emulate
 

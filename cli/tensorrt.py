@@ -25,7 +25,8 @@ def _profiles(_context: click.Context, _option: click.Parameter, texts: tuple[st
 @options.backbone
 @options.task
 @click.option("--flavor", default="auto", show_default=True, help="tensorrt, or rtx, which needs no GPU to build.")
-@click.option("--dtype", metavar="NAME", help="fp32, fp16 or bf16.  [default: the artifact's, or fp16]")
+@click.option("--dtype", metavar="NAME", help="fp32, fp16, bf16 or int8.  [default: the artifact's, or fp16]")
+@click.option("--data", metavar="DATA", help="Text to calibrate a checkpoint's int8 on; read as for train.")
 @click.option("--min-shape", metavar="BxT", callback=_shape, help="Smallest texts and tokens.  [default: 1x1]")
 @click.option("--opt-shape", metavar="BxT", callback=_shape, help="What it is tuned for.  [default: 8x128]")
 @click.option("--max-shape", metavar="BxT", callback=_shape, help="Largest.  [default: 32x512, or the model's end]")
@@ -41,7 +42,7 @@ def _profiles(_context: click.Context, _option: click.Parameter, texts: tuple[st
 @options.as_json
 def tensorrt(
     source: str, output: str, *, as_json: bool, backbone: str | None, task: str | None, flavor: str,
-    dtype: str | None, min_shape: Any, opt_shape: Any, max_shape: Any, profiles: list[Any],
+    dtype: str | None, data: str | None, min_shape: Any, opt_shape: Any, max_shape: Any, profiles: list[Any],
     compute_capability: str | None, **build: Any,
 ) -> None:  # fmt: skip
     """Build a TensorRT engine.
@@ -53,7 +54,7 @@ def tensorrt(
 
     capabilities = tuple(part.strip() for part in compute_capability.split(",")) if compute_capability else ()
     result = export_engine(
-        source, output, backbone=backbone, task=task, flavor=flavor, dtype=dtype, min_shape=min_shape,
+        source, output, backbone=backbone, task=task, flavor=flavor, dtype=dtype, data=data, min_shape=min_shape,
         opt_shape=opt_shape, max_shape=max_shape, profiles=profiles,
         options=EngineOptions(compute_capability=capabilities, **build), progress=options.stage_printer(),
     )  # fmt: skip

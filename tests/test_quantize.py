@@ -6,6 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from adakron_export import export_onnx, open_runner, validate
+from adakron_export.calibration import MagnitudeHistogram
 from adakron_export.engine_export import export_engine
 from adakron_export.errors import EngineError, ExportError
 from adakron_export.graph.passes.quantize import DynamicInt8Pass
@@ -81,16 +82,94 @@ def test_weights_are_within_half_a_step():
     assert (np.abs(levels * scales - weight) <= scales / 2 * 1.001).all()
 
 
-@pytest.mark.parametrize("target", ["tensorrt", "ort-cuda"])
-def test_targets_of_gpus_refuse(target, tmp_path):
-    with pytest.raises(ExportError, match="int8 is for CPUs: use target portable or ort-cpu"):
-        export_onnx(DEMO, tmp_path / "out", dtype="int8", target=target)
+TEXT = str(DEMO / "train.tsv")
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"dtype": "int8", "target": "ort-cuda"}, "ort-cuda has no int8: use portable, ort-cpu, tensorrt"),
+        ({"dtype": "int8", "target": "tensorrt"}, "needs text to find its scales on; pass --data"),
+        ({"dtype": "int8", "target": "tensorrt", "data": TEXT, "opset": 18}, "needs opset 19"),
+        ({"dtype": "int8", "data": TEXT}, "--data is for int8 with target tensorrt"),
+        ({"dtype": "fp16", "target": "tensorrt", "data": TEXT}, "--data is for int8 with target tensorrt"),
+    ],
+)
+def test_refusals(settings, message, tmp_path):
+    with pytest.raises(ExportError, match=message):
+        export_onnx(DEMO, tmp_path / "out", **settings)
     assert not (tmp_path / "out").exists()
 
 
-def test_no_engine_from_it(demo, tmp_path):
-    with pytest.raises(EngineError, match="int8, which is for CPUs; TensorRT takes artifacts in fp32, fp16, bf16"):
+def test_no_engine_from_scales_that_are_made_at_each_run(demo, tmp_path):
+    with pytest.raises(EngineError, match="is in int8 for CPUs; export the checkpoint with --target tensorrt --data"):
         export_engine(demo / "int8", tmp_path / "engine", flavor="rtx")
+
+
+@pytest.fixture(scope="module")
+def static(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("static") / "out"
+    result = export_onnx(DEMO, folder, target="tensorrt", dtype="int8", data=TEXT)
+    assert result.written
+    return result
+
+
+def test_products_have_fixed_scales_and_all_else_is_fp16(static):
+    graph = onnx.load(static.folder / "model.onnx").graph
+    kinds = {tensor.name: tensor.data_type for tensor in graph.initializer}
+    assert ops(static.folder).count("QuantizeLinear") == 3 * 4 + 1  # queries, keys and values share one
+    assert sum(kind == onnx.TensorProto.INT8 for kind in kinds.values()) == 3 * 6 + 1 + 1  # the zero point
+    assert onnx.TensorProto.FLOAT not in kinds.values()
+    assert static.parity.candidate == "onnxruntime CPUExecutionProvider, emulated int8"
+    assert static.artifact.manifest.calibrated_on == "train.tsv"
+    types = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+    assert types["layer_norm"] == types["linear"] == onnx.TensorProto.FLOAT16
+
+
+def test_fixed_scales_hold_on_text_and_are_not_fp16(static):
+    report = validate(static.folder, against=DEMO, data=TEXT, limit=200)
+    assert report.passed
+    assert report.accuracy.metrics[0].candidate >= report.accuracy.metrics[0].reference - 0.005
+    assert static.parity.max_abs_error > 0.01
+
+
+def test_a_wrong_scale_is_caught_and_named(static, tmp_path):
+    layer = "bert.encoder.layer.1.intermediate.dense"
+
+    def shrink(nodes, _):
+        scale = nodes[f"{layer}:QuantizeLinear"].inputs[1]
+        scale.const_value = ir.tensor(scale.const_value.numpy() / np.float16(50), name=scale.name)
+
+    report = validate(changed(static.folder, tmp_path / "wrong", shrink), against=DEMO)
+    assert not report.passed
+    assert report.divergence.layer.startswith("bert.encoder.layer.1")
+
+
+def test_an_engine_from_a_checkpoint(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
+    built = export_engine(DEMO, tmp_path / "out", flavor="rtx", dtype="int8", data=TEXT, max_shape=(4, 32))
+    assert built.folder.manifest.dtype == "int8"
+    assert " ERROR" not in (tmp_path / "out" / "build.log").read_text()
+
+
+def test_ranges_cut_off_what_is_rare_and_far():
+    rng = np.random.default_rng(0)
+    usual = MagnitudeHistogram()
+    for _ in range(4):
+        usual.add(rng.standard_normal((64, 100)))
+    assert usual.counts.sum() == 4 * 6400
+    assert 2.5 < usual.best_range() < 5  # of a standard normal
+    outlier = MagnitudeHistogram()
+    outlier.add(rng.standard_normal(100_000))
+    outlier.add(np.array([40.0]))
+    # n (c / 127)^2 / 12 + (40 - c)^2 is smallest where c (1 + n / (12 * 127^2)) is 40.
+    assert outlier.best_range() == pytest.approx(40 / (1 + 100_000 / (12 * 127**2)), rel=0.02)
+    flat = MagnitudeHistogram()
+    flat.add(rng.uniform(-1, 1, 10_000))
+    assert flat.best_range() == pytest.approx(1, abs=0.02)
+    zero = MagnitudeHistogram()
+    zero.add(np.zeros(3))
+    assert zero.best_range() == 0
 
 
 def test_runs_without_torch_as_any_artifact(demo):

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+
 import onnx_ir as ir
 import torch
 
 from adakron_export.adapter.task_model import TaskModel
 from adakron_export.graph.capture import capture
+from adakron_export.graph.passes.quantize import DynamicInt8Pass
+from adakron_export.graph.passes.static_int8 import StaticInt8Pass
 from adakron_export.graph.sample import sample_batch
-from adakron_export.graph.targets import Target, lower
+from adakron_export.graph.targets import Int8, Target, lower
 
-# What a graph of a dtype is captured in.
-TORCH_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": torch.float32}
+Calibrate = Callable[[ir.Model], Mapping[str, float]]
 
 
-def build_graph(folded: TaskModel, *, opset: int, target: Target, dtype: str) -> ir.Model:
+def torch_dtype(target: Target, dtype: str) -> torch.dtype:
+    """What a graph of a target and dtype is captured in."""
+    int8 = torch.float16 if target.int8 is Int8.STATIC else torch.float32
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16, "int8": int8}[dtype]
+
+
+def build_graph(
+    folded: TaskModel, *, opset: int, target: Target, dtype: str, calibrate: Calibrate | None = None
+) -> ir.Model:
     """Trace a model on a sample batch and lower it.
 
     Args:
-        folded: In the dtype of `TORCH_DTYPES`.
+        folded: In its `torch_dtype`.
         opset: Version of the standard operators.
         target: What it is lowered for.
         dtype: Of the graph: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        calibrate: Finds the ranges for fixed scales; without, a graph that needs them stays in half precision.
 
     Raises:
         ExportError: It cannot be exported.
@@ -29,4 +41,10 @@ def build_graph(folded: TaskModel, *, opset: int, target: Target, dtype: str) ->
     sample = sample_batch(folded.config, folded.task, folded.signature)
     floating = next(folded.parameters()).dtype
     sample = {name: t.to(floating) if t.is_floating_point() else t for name, t in sample.items()}
-    return lower(capture(folded, sample, opset=opset), target, int8=dtype == "int8")
+    captured = capture(folded, sample, opset=opset)
+    quantise: ir.passes.InPlacePass | None = None
+    if calibrate is not None:
+        quantise = StaticInt8Pass(calibrate(captured))
+    elif dtype == "int8" and target.int8 is Int8.DYNAMIC:
+        quantise = DynamicInt8Pass()
+    return lower(captured, target, quantise=quantise)

@@ -21,13 +21,13 @@ def emulate(model: ir.Model) -> ir.Model:
     for value in graph.initializers.values():
         if value.dtype in _HALF and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype("float32"), name=value.name)
-            value.dtype = ir.DataType.FLOAT
+            value.type = ir.TensorType(ir.DataType.FLOAT)  # a new one: clones share the types of their values
     for node in list(graph):
         _widen_attributes(node)
         for output in node.outputs:
             if output.dtype in _HALF:
                 half = output.dtype
-                output.dtype = ir.DataType.FLOAT
+                output.type = ir.TensorType(ir.DataType.FLOAT)
                 if node.op_type not in _MOVES_ONLY:
                     _round(graph, node, output, half)
     return emulated

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from enum import Enum
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from adakron_export.errors import ExportError
 from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
-from adakron_export.graph.passes.quantize import DynamicInt8Pass
+
+
+class Int8(Enum):
+    """How a runtime computes with int8."""
+
+    NOT = "not at all"
+    DYNAMIC = "activations are quantised at each run"
+    STATIC = "activations have fixed scales from a calibration, all else is in half precision"
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,32 +30,32 @@ class Target:
         keeps_function: Whether `adakron::KronAdapter` stays a call, or is inlined.
         passes: Made anew for each graph, in their order.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
-        takes_int8: Whether it computes with int8 weights and activations that are quantised at each run.
+        int8: How it computes with int8.
     """
 
     name: str
     keeps_function: bool
     passes: tuple[Callable[[], ir.passes.InPlacePass], ...] = ()
     disabled_optimizers: tuple[str, ...] = ()
-    takes_int8: bool = False
+    int8: Int8 = Int8.NOT
 
 
 TARGETS = {
     target.name: target
     for target in (
         # Any runtime that inlines functions.
-        Target("portable", keeps_function=True, takes_int8=True),
+        Target("portable", keeps_function=True, int8=Int8.DYNAMIC),
         # ONNX Runtime's CPU kernel of SkipLayerNormalization is slower than Add and LayerNormalization (1.32).
         Target(
             "ort-cpu",
             False,
             (MergeDownProjectionsPass,),
             disabled_optimizers=("SkipLayerNormFusion",),
-            takes_int8=True,
+            int8=Int8.DYNAMIC,
         ),
         Target("ort-cuda", False, (MergeDownProjectionsPass,)),
         # Its parser inlines functions, and shows their names in messages and in the engine inspector.
-        Target("tensorrt", keeps_function=True),
+        Target("tensorrt", keeps_function=True, int8=Int8.STATIC),
     )
 }
 
@@ -63,27 +71,40 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def check_dtype(target: Target, dtype: str) -> None:
+def check_dtype(target: Target, dtype: str, *, opset: int, calibrated: bool) -> None:
     """Raise where a target cannot compute in a dtype.
 
+    Args:
+        target: The runtime.
+        dtype: Of the graph.
+        opset: Version of the standard operators.
+        calibrated: Whether there is text to calibrate on.
+
     Raises:
-        ExportError: It cannot.
+        ExportError: It cannot, or not with this opset, or text is missing or has no use.
     """
-    if dtype == "int8" and not target.takes_int8:
-        able = [each.name for each in TARGETS.values() if each.takes_int8]
-        raise ExportError(f"dtype int8 is for CPUs: use target {' or '.join(able)}, or fp16 for {target.name}")
+    static = dtype == "int8" and target.int8 is Int8.STATIC
+    if dtype == "int8" and target.int8 is Int8.NOT:
+        able = [each.name for each in TARGETS.values() if each.int8 is not Int8.NOT]
+        raise ExportError(f"target {target.name} has no int8: use {', '.join(able)}, or fp16 for {target.name}")
+    if static and not calibrated:
+        raise ExportError(f"int8 for {target.name} needs text to find its scales on; pass --data (data=...)")
+    if calibrated and not static:
+        raise ExportError("--data is for int8 with target tensorrt; nothing else is calibrated")
+    if static and opset < 19:
+        raise ExportError(f"int8 for {target.name} needs opset 19 or later, for scales in half precision")
 
 
-def lower(model: ir.Model, target: Target, *, int8: bool = False) -> ir.Model:
+def lower(model: ir.Model, target: Target, *, quantise: ir.passes.InPlacePass | None = None) -> ir.Model:
     """A new graph for a runtime; the captured one stays as it is, and both share their weights.
 
     Args:
         model: As it was captured.
         target: The runtime.
-        int8: Whether weights become int8; those of the adapters do not.
+        quantise: Makes weights int8; before functions are inlined, so that those of the adapters stay.
     """
     lowered = model.clone()
-    steps: list[ir.passes.PassBase] = [DynamicInt8Pass()] if int8 else []
+    steps: list[ir.passes.PassBase] = [quantise] if quantise is not None else []
     steps += [] if target.keeps_function else [common.InlinePass()]
     steps += [make() for make in target.passes]
     steps += [common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]

@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from adakron_export.graph.passes.rewriting import initializer
 
-_LEVELS = 127  # symmetric: -128 is not used
+LEVELS = 127  # symmetric: -128 is not used
 
 
 @dataclass(slots=True)
@@ -35,7 +35,7 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
         for node in list(model.graph):
             if node.op_type == "Gather" and _is_table(node):
                 _rewrite_gather(model.graph, node)
-            elif node.op_type in ("MatMul", "Gemm") and _is_product(node):
+            elif is_product(node):
                 self._rewrite_product(model.graph, node)
             else:
                 continue
@@ -46,8 +46,8 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
         value, weight = node.inputs[0], node.inputs[1]
         assert value is not None
         assert weight is not None
-        array = _array(weight)
-        if _integer(node, "transB"):
+        array = array_of(weight)
+        if integer_of(node, "transB"):
             array = array.T
         levels, scales = _symmetric(array, axis=0)
         name = str(node.outputs[0].name)
@@ -72,31 +72,35 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
 
 def _is_table(node: ir.Node) -> bool:
     table = node.inputs[0]
-    return _is_weight(table) and _array(table).shape[0] >= DynamicInt8Pass.MIN_ROWS and not _integer(node, "axis")
+    return _is_weight(table) and array_of(table).shape[0] >= DynamicInt8Pass.MIN_ROWS and not integer_of(node, "axis")
 
 
-def _is_product(node: ir.Node) -> bool:
+def is_product(node: ir.Node) -> bool:
+    """Whether it multiplies with a constant weight that is worth being int8."""
+    if node.op_type not in ("MatMul", "Gemm"):
+        return False
     weight = node.inputs[1]
-    if not _is_weight(weight) or _integer(node, "transA"):
+    if not _is_weight(weight) or integer_of(node, "transA"):
         return False
     factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
-    columns = _array(weight).shape[0 if _integer(node, "transB") else 1]
+    columns = array_of(weight).shape[0 if integer_of(node, "transB") else 1]
     return all(factor == 1.0 for factor in factors) and columns >= DynamicInt8Pass.MIN_COLUMNS
 
 
 def _is_weight(value: ir.Value | None) -> bool:
     tensor = value.const_value if value is not None else None
-    return tensor is not None and tensor.dtype is ir.DataType.FLOAT and len(tensor.shape) == 2
+    return tensor is not None and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and len(tensor.shape) == 2
 
 
-def _integer(node: ir.Node, name: str) -> int:
+def integer_of(node: ir.Node, name: str) -> int:
+    """An attribute, 0 where it is not given."""
     return node.attributes[name].as_int() if name in node.attributes else 0
 
 
 def _rewrite_gather(graph: ir.Graph, node: ir.Node) -> None:
     table, ids = node.inputs
     assert table is not None
-    levels, scales = _symmetric(_array(table), axis=1)
+    levels, scales = _symmetric(array_of(table), axis=1)
     rows = ir.node("Gather", [initializer(graph, f"{table.name}_int8", levels), ids])
     factors = ir.node("Gather", [initializer(graph, f"{table.name}_scale", scales), ids])
     wide = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)})
@@ -106,12 +110,13 @@ def _rewrite_gather(graph: ir.Graph, node: ir.Node) -> None:
 
 def _symmetric(array: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
     """Integers, and the scales ``max |w| / 127`` along an axis that give the array back."""
-    scales = np.abs(array).max(axis=axis, keepdims=True) / _LEVELS
+    scales = np.abs(array).max(axis=axis, keepdims=True) / LEVELS
     scales[scales == 0] = 1
     return np.round(array / scales).astype(np.int8), scales.astype(np.float32)
 
 
-def _array(value: ir.Value | None) -> np.ndarray:
+def array_of(value: ir.Value | None) -> np.ndarray:
+    """A weight's numbers."""
     assert value is not None
     assert value.const_value is not None
     return value.const_value.numpy()
