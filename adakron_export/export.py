@@ -204,9 +204,8 @@ def _folded(found: Checkpoint, model: PeftModel, target: Target, dtype: str) -> 
         broken = [name for name, tensor in module.state_dict().items()
                   if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]  # fmt: skip
         if broken:
-            raise ExportError(
-                f"{broken[0]} has values that {str(captured_in)[6:]} cannot hold; export in bf16 or fp32"
-            )
+            half = "bf16" if captured_in is torch.bfloat16 else "fp16"
+            raise ExportError(f"{broken[0]} has values that {half} cannot hold; export in bf16 or fp32")
     return _task_model(found, model, module)
 
 
