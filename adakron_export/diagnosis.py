@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-from adakron_export.artifact import Manifest
+from adakron_export.artifact import Artifact
 from adakron_export.calibration import calibrate
+from adakron_export.graph.passes.static_int8 import smoothing_in
 from adakron_export.runtimes.ort import Device
 from adakron_export.sides import Side
 from adakron_export.validation.batches import NamedBatch
@@ -108,7 +110,7 @@ def _traced_checkpoint(
     device = getattr(candidate.runner, "device", Device.CPU)
     adapters = {name for name, module in eager.model.named_modules() if isinstance(module, AdaKronLayer)}
     expected = right.runner.trace(batch.inputs)
-    anew = _exported_anew(right.checkpoint, manifest, eager.pooling, batch)
+    anew = _exported_anew(right.checkpoint, candidate.artifact, eager.pooling, batch)
     fresh = trace_graph(anew, manifest, batch.inputs, device=device)
     layers = layer_errors(
         expected, module_values(nodes), module_values(fresh), tolerance=tolerance,
@@ -117,17 +119,26 @@ def _traced_checkpoint(
     return _Traced(layers, nodes, fresh, adapters)
 
 
-def _exported_anew(checkpoint: Checkpoint, manifest: Manifest, pooling: Pooling, batch: NamedBatch) -> ir.Model:
-    """The checkpoint as a graph of the same dtype, opset and target; scales of int8 are found on the batch itself."""
+def _exported_anew(checkpoint: Checkpoint, artifact: Artifact, pooling: Pooling, batch: NamedBatch) -> ir.Model:
+    """The checkpoint as a graph of the same dtype, opset and target.
+
+    Fixed scales of int8 are found on the batch itself, after the artifact's own smoothing, so that values compare.
+    """
+    import onnx_ir as ir
+
     from adakron_export.adapter.folding import fold
     from adakron_export.adapter.loading import load_model, task_of
     from adakron_export.adapter.task_model import TaskModel
     from adakron_export.graph.build import build_graph, torch_dtype
     from adakron_export.graph.targets import target_named
 
+    manifest = artifact.manifest
     target = target_named(manifest.target)
     model = load_model(checkpoint, task=manifest.task)
     module = fold(model).to(torch_dtype(target, manifest.dtype))
     folded = TaskModel(module, task_of(model), pooling=pooling).eval()
-    ranges = (lambda captured: calibrate(captured, manifest, [batch])) if manifest.calibrated_on else None
-    return build_graph(folded, opset=manifest.opset, target=target, dtype=manifest.dtype, calibrate=ranges)
+    find = None
+    if manifest.calibrated_on:
+        smoothing = smoothing_in(ir.load(artifact.model))
+        find = partial(calibrate, manifest=manifest, batches=[batch], smoothing=smoothing)
+    return build_graph(folded, opset=manifest.opset, target=target, dtype=manifest.dtype, calibrate=find)

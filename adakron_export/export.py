@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
     from adakron_export.adapter.checkpoint import Checkpoint
     from adakron_export.adapter.task_model import TaskModel
+    from adakron_export.graph.passes.static_int8 import Rounding
 
 Progress = Callable[[str], None]
 CALIBRATION_TEXTS = 256
@@ -116,7 +117,7 @@ def export_onnx(
     folded = _folded(found, model, lowered_for, dtype)
     progress(f"export the graph (opset {opset})")
     describe = partial(_manifest, found, model, folded, dtype=dtype, target=lowered_for, opset=opset, data=data)
-    calibrate = partial(_ranges, found, eager, describe, data, progress) if data is not None else None
+    calibrate = partial(_roundings, found, eager, describe, data, progress) if data is not None else None
     graph = build_graph(folded, opset=opset, target=lowered_for, dtype=dtype, calibrate=calibrate)
     manifest = describe(graph)
     with staged_folder(folder) as staged:
@@ -209,11 +210,11 @@ def _folded(found: Checkpoint, model: PeftModel, target: Target, dtype: str) -> 
     return _task_model(found, model, module)
 
 
-def _ranges(
+def _roundings(
     found: Checkpoint, eager: TaskModel, describe: Callable[[ir.Model], Manifest], data: str, progress: Progress,
     captured: ir.Model,
-) -> dict[str, float]:  # fmt: skip
-    """The ranges for int8, on some of the text."""
+) -> dict[str, Rounding]:  # fmt: skip
+    """The roundings to int8, on some of the text."""
     from adakron_export.calibration import calibrate
     from adakron_export.evaluation_data import read_evaluation, tokenizer_of
 

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import pytest
 
 from adakron_export import export_onnx, open_runner, validate
-from adakron_export.calibration import MagnitudeHistogram
+from adakron_export.calibration import ChannelStatistics, MagnitudeHistogram, best_smoothing
 from adakron_export.engine_export import export_engine
 from adakron_export.errors import EngineError, ExportError
 from adakron_export.graph.passes.quantize import DynamicInt8Pass
@@ -170,6 +170,34 @@ def test_ranges_cut_off_what_is_rare_and_far():
     zero = MagnitudeHistogram()
     zero.add(np.zeros(3))
     assert zero.best_range() == 0
+
+
+def test_smoothing_takes_outliers_out_of_channels():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((32, 16)).astype(np.float32)
+    rows = rng.standard_normal((500, 32)).astype(np.float32)
+    rows[:, 5] *= 60
+    rows[:, 6] = 0
+    found = ChannelStatistics(*np.zeros((2, 32)))
+    for part in np.split(rows, 5):
+        found.add(part)
+    smoothing = best_smoothing(found, weight)
+    assert smoothing.argmax() == 5
+    assert np.isclose(np.log(smoothing).mean(), 0)
+
+    def product(divisor):
+        step = np.abs(rows / divisor).max() / 127
+        steps = np.abs(divisor[:, None] * weight).max(axis=0) / 127
+        return (np.round(rows / divisor / step) * step) @ (np.round(divisor[:, None] * weight / steps) * steps)
+
+    error = [np.square(product(divisor) - rows @ weight).mean() for divisor in (smoothing, np.ones(32))]
+    assert error[0] < error[1] / 10
+
+
+def test_no_smoothing_where_it_would_not_help():
+    alike = ChannelStatistics(np.ones(4), np.ones(4), 1)
+    assert best_smoothing(alike, np.ones((4, 3))) is None
+    assert best_smoothing(ChannelStatistics(*np.zeros((2, 4))), np.ones((4, 3))) is None
 
 
 def test_runs_without_torch_as_any_artifact(demo):

@@ -10,11 +10,11 @@ import torch
 from adakron_export.adapter.task_model import TaskModel
 from adakron_export.graph.capture import capture
 from adakron_export.graph.passes.quantize import DynamicInt8Pass
-from adakron_export.graph.passes.static_int8 import StaticInt8Pass
+from adakron_export.graph.passes.static_int8 import Rounding, StaticInt8Pass
 from adakron_export.graph.sample import sample_batch
 from adakron_export.graph.targets import Int8, Target, lower
 
-Calibrate = Callable[[ir.Model], Mapping[str, float]]
+Calibrate = Callable[[ir.Model], Mapping[str, Rounding]]
 
 
 def torch_dtype(target: Target, dtype: str) -> torch.dtype:
@@ -33,7 +33,7 @@ def build_graph(
         opset: Version of the standard operators.
         target: What it is lowered for.
         dtype: Of the graph: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
-        calibrate: Finds the ranges for fixed scales; without, a graph that needs them stays in half precision.
+        calibrate: Finds the roundings for fixed scales; without, a graph that needs them stays in half precision.
 
     Raises:
         ExportError: It cannot be exported.

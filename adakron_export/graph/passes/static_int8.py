@@ -11,47 +11,90 @@ import onnx_ir as ir
 from adakron_export.graph.passes.quantize import LEVELS, array_of, integer_of, is_product
 from adakron_export.graph.passes.rewriting import initializer
 
+_SMOOTHING = "_smoothing"
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
+
+
+@dataclass(frozen=True, slots=True)
+class Rounding:
+    """How a value is rounded.
+
+    Attributes:
+        largest: The magnitude that 127 stands for, after smoothing.
+        smoothing: By channel, what the value is divided by before, and the rows of the weights are multiplied with,
+            as in SmoothQuant (Xiao et al., 2023, equation 3); ``None`` for no change.
+    """
+
+    largest: float
+    smoothing: np.ndarray | None = None
 
 
 @dataclass(slots=True)
 class StaticInt8Pass(ir.passes.InPlacePass):
     """Products of int8 by int8, written as ``QuantizeLinear`` and ``DequantizeLinear``.
 
-    1. In ``MatMul(X, W)`` and ``Gemm(X, W, B)`` with an initializer ``W``, ``X`` goes through a pair of the two with
-       one symmetric scale, and ``W`` becomes int8 with one scale per column, followed by a ``DequantizeLinear``.
-       TensorRT makes one int8 product of them.
+    1. In ``MatMul(X, W)`` and ``Gemm(X, W, B)`` with an initializer ``W``, ``X`` is smoothed where that helps and goes
+       through a pair of the two with one symmetric scale; ``W`` becomes int8 with one scale per column, followed by a
+       ``DequantizeLinear``. TensorRT makes one int8 product of them.
     2. Products of the same ``X`` share its pair. Scales have the dtype of the graph, so that all else stays in it.
     3. The same products as for `DynamicInt8Pass` stay as they are, adapters among them; so do embedding tables.
 
     Attributes:
-        ranges: By the name of each ``X``, the magnitude that 127 stands for.
+        roundings: By the name of each ``X``.
     """
 
-    ranges: Mapping[str, float]
+    roundings: Mapping[str, Rounding]
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph."""
-        products = [node for node in model.graph if is_product(node)]
-        rounded: dict[ir.Value, ir.Value] = {}
-        for node in products:
-            value = node.inputs[0]
-            assert value is not None
-            if value not in rounded:
-                rounded[value] = self._round_input(model.graph, node, value)
-            node.replace_input_with(0, rounded[value])
-            node.replace_input_with(1, _int8_weight(model.graph, node))
+        products = products_by_input(model)
+        for value, nodes in products.items():
+            rounding = self.roundings[str(value.name)]
+            rounded = _round(model.graph, nodes[0], value, rounding)
+            for node in nodes:
+                weight = _int8_weight(model.graph, node, rounding)
+                node.replace_input_with(0, rounded)
+                node.replace_input_with(1, weight)
         return ir.passes.PassResult(model, modified=bool(products))
 
-    def _round_input(self, graph: ir.Graph, node: ir.Node, value: ir.Value) -> ir.Value:
-        weight = array_of(node.inputs[1])
-        scale = max(self.ranges[str(value.name)] / LEVELS, _SMALLEST_SCALE)
-        return _pair(graph, node, value, np.array(scale, dtype=weight.dtype))
+
+def products_by_input(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
+    """The products that `StaticInt8Pass` rewrites, by the value that it rounds for them."""
+    found: dict[ir.Value, list[ir.Node]] = {}
+    for node in model.graph:
+        if is_product(node) and node.inputs[0] is not None:
+            found.setdefault(node.inputs[0], []).append(node)
+    return found
 
 
-def inputs_of_products(model: ir.Model) -> list[str]:
-    """The names of the values that `StaticInt8Pass` needs the ranges of."""
-    return list(dict.fromkeys(str(node.inputs[0].name) for node in model.graph if is_product(node) and node.inputs[0]))
+def smoothing_in(model: ir.Model) -> dict[str, np.ndarray]:
+    """The smoothing that a rewritten graph holds, by the name of the value."""
+    return {
+        name.removesuffix(_SMOOTHING): 1 / array_of(value).astype(np.float32)
+        for name, value in model.graph.initializers.items()
+        if name.endswith(_SMOOTHING)
+    }
+
+
+def weight_of(node: ir.Node) -> np.ndarray:
+    """A product's weights, float32, ``[in, out]``."""
+    array = array_of(node.inputs[1]).astype(np.float32)
+    return array.T if integer_of(node, "transB") else array
+
+
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, rounding: Rounding) -> ir.Value:
+    dtype = array_of(node.inputs[1]).dtype
+    smooth = value
+    if rounding.smoothing is not None:
+        factors = initializer(graph, f"{value.name}{_SMOOTHING}", (1 / rounding.smoothing).astype(dtype))
+        scaled = ir.node("Mul", [value, factors])
+        scaled.metadata_props.update(node.metadata_props)
+        smooth = scaled.outputs[0]
+        smooth.name = f"{value.name}_smooth"
+        _say(smooth, value.dtype, value)
+        graph.insert_before(node, scaled)
+    scale = max(rounding.largest / LEVELS, _SMALLEST_SCALE)
+    return _pair(graph, node, smooth, np.array(scale, dtype=dtype))
 
 
 def _pair(graph: ir.Graph, node: ir.Node, value: ir.Value, scale: np.ndarray) -> ir.Value:
@@ -67,17 +110,18 @@ def _pair(graph: ir.Graph, node: ir.Node, value: ir.Value, scale: np.ndarray) ->
     return up.outputs[0]
 
 
-def _int8_weight(graph: ir.Graph, node: ir.Node) -> ir.Value:
-    weight = node.inputs[1]
+def _int8_weight(graph: ir.Graph, node: ir.Node, rounding: Rounding) -> ir.Value:
+    weight, name = node.inputs[1], node.outputs[0].name
     assert weight is not None
-    columns = 0 if integer_of(node, "transB") else 1
-    array = array_of(weight)
-    largest = np.abs(array.astype(np.float32)).max(axis=1 - columns, keepdims=True)
-    scales = np.maximum(largest / LEVELS, _SMALLEST_SCALE).astype(array.dtype)
-    levels = np.clip(np.round(array.astype(np.float32) / scales.astype(np.float32)), -LEVELS, LEVELS)
-    held = initializer(graph, f"{weight.name}_int8", levels.astype(np.int8))
-    factors = initializer(graph, f"{weight.name}_scale", scales.reshape(-1))
-    up = ir.node("DequantizeLinear", [held, factors], {"axis": columns})
+    dtype, transposed = array_of(weight).dtype, bool(integer_of(node, "transB"))
+    array = weight_of(node)
+    if rounding.smoothing is not None:
+        array = array * rounding.smoothing[:, None]
+    scales = np.maximum(np.abs(array).max(axis=0) / LEVELS, _SMALLEST_SCALE).astype(dtype)
+    levels = np.clip(np.round(array / scales.astype(np.float32)), -LEVELS, LEVELS).astype(np.int8)
+    held = initializer(graph, f"{name}_weight_int8", np.ascontiguousarray(levels.T) if transposed else levels)
+    factors = initializer(graph, f"{name}_weight_scale", scales)
+    up = ir.node("DequantizeLinear", [held, factors], {"axis": 0 if transposed else 1})
     up.metadata_props.update(node.metadata_props)
     _say(up.outputs[0], factors.dtype, weight)
     graph.insert_before(node, up)
