@@ -26,6 +26,7 @@ MODEL_DATA = "model.onnx_data"
 FORMAT_VERSION = 1
 DTYPES = ("fp32", "fp16", "bf16", "int8")
 HALF_DTYPES = ("fp16", "bf16")
+MODULE_KEY = "adakron_export.module"  # metadata of a node: the module of the model that it comes from
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
 
 
@@ -193,8 +194,8 @@ def _parse(content: dict[str, Any]) -> Manifest:
     manifest = Manifest(
         **{
             **content,
-            "inputs": _tensors(content["inputs"]),
-            "outputs": _tensors(content["outputs"]),
+            "inputs": read_tensors(content["inputs"]),
+            "outputs": read_tensors(content["outputs"]),
             "adapter_source": SourceFile(**content["adapter_source"]),
             "backbone_source": tuple(SourceFile(**row) for row in content["backbone_source"]),
             "disabled_optimizers": tuple(content["disabled_optimizers"]),
@@ -216,7 +217,12 @@ def _parse(content: dict[str, Any]) -> Manifest:
     return manifest
 
 
-def _tensors(rows: Any) -> tuple[TensorInfo, ...]:
+def read_tensors(rows: Any) -> tuple[TensorInfo, ...]:
+    """Inputs or outputs of plain data.
+
+    Raises:
+        TypeError: A value is missing, unknown or of another type.
+    """
     found = tuple(TensorInfo(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
     for info in found:
         _require(isinstance(info.name, str) and info.dtype in _TENSOR_DTYPES, f"an input or output is {info}")

@@ -5,14 +5,18 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import is_artifact, open_artifact
+from adakron_export.artifact import open_artifact
+from adakron_export.engines.folder import is_engine, open_engine
+from adakron_export.engines.loading import check_loadable
 from adakron_export.errors import RunnerError
 from adakron_export.extras import package_versions
 from adakron_export.machine import describe_machine
 from adakron_export.quantities import parse_shape
+from adakron_export.sides import task_of_exported
 from adakron_export.validation.baseline import (
     Ratios,
     Regression,
@@ -128,15 +132,16 @@ def bench(
     other_machine: bool = False,
     progress: Progress = lambda _: None,
 ) -> BenchReport:
-    """Time artifacts against eager PyTorch, each in a process of its own, in interleaved rounds.
+    """Time artifacts and engines against eager PyTorch, each in a process of its own, in interleaved rounds.
 
     Args:
-        artifacts: At least one.
+        artifacts: At least one; engines too.
         against: The checkpoint to run in eager PyTorch, or another artifact; without it the first artifact is the
             reference.
         backbone: The checkpoint's backbone, where it names none.
         shapes: Texts and tokens; those of the baseline, or else `SHAPES` as far as the model takes them.
-        device: ``cpu``, ``cuda`` or ``tensorrt``; eager PyTorch runs on ``cuda`` for the latter two.
+        device: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``; eager PyTorch is on ``cuda`` for all but ``cpu``.
+            Beside an engine everything runs on the GPU.
         threads: Of one operator; each runtime's choice by default.
         budget_s: What the rounds may take, in seconds; warm-up comes on top. Each load takes as long as the rounds.
         seed: Of the batches.
@@ -156,6 +161,7 @@ def bench(
         raise RunnerError("there is nothing to compare with; pass --against with the checkpoint, or more artifacts")
     if not budget_s > 0 or not max_regression >= 0:
         raise RunnerError("budget must be above 0 seconds, and max_regression at least 0")
+    device = _device_of(device, [*artifacts, *([against] if against else [])])
     settings = _settings(artifacts, against, backbone, device, threads)
     scenarios = (*(Scenario(clients=number) for number in clients), *(Scenario(rate=rate) for rate in rates))
     machine = describe_machine(device=device, threads=threads)
@@ -181,20 +187,29 @@ def bench(
     return report
 
 
+def _device_of(device: str, paths: Sequence[str | Path]) -> str:
+    """An engine takes the others to its GPU; it is refused at once where it cannot run."""
+    engines = [path for path in paths if is_engine(Path(path))]
+    for path in engines:
+        check_loadable(open_engine(path))
+    return "cuda" if engines and device == "cpu" else device
+
+
 def _settings(
     artifacts: Sequence[str | Path], against: str | Path | None, backbone: str | Path | None, device: str,
     threads: int | None,
 ) -> dict[str, RunnerSettings]:  # fmt: skip
     """What to open by label, the reference first."""
-    if against is not None and is_artifact(Path(against)):
+    if against is not None and task_of_exported(against) is not None:
         artifacts, against = [against, *artifacts], None
-    for path in artifacts:
-        open_artifact(path)  # refuses at once what is damaged
+    tasks = [task_of_exported(path) for path in artifacts]  # refuses at once what is damaged
+    if None in tasks:
+        open_artifact(artifacts[tasks.index(None)])
     found: dict[str, RunnerSettings] = {}
     if against is not None:
         eager_device = "cpu" if device == "cpu" else "cuda"
-        task = open_artifact(artifacts[0]).manifest.task
-        found[EAGER] = RunnerSettings(str(against), eager_device, threads, str(backbone) if backbone else None, task)
+        folder = str(backbone) if backbone else None
+        found[EAGER] = RunnerSettings(str(against), eager_device, threads, folder, tasks[0])
     for path in artifacts:
         name = Path(path).resolve().name
         label = name if name not in found else str(path)
@@ -225,6 +240,10 @@ def _with_another_opening(plan: _Plan, ratios: Ratios) -> Ratios:
     return {key: [*values, *more[key]] for key, values in ratios.items()}
 
 
+def _nearest(shape: tuple[int, int], process: RunnerProcess) -> tuple[int, int]:
+    return process.nearest(shape)
+
+
 def _measured(plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = lambda _: None) -> _Measured:
     """Open all sides and time them; ``check`` is told of sides and shapes before it begins."""
     reference, progress = plan.reference, plan.progress
@@ -233,8 +252,7 @@ def _measured(plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = 
         for label, each in plan.settings.items():
             progress(f"open {label}")
             processes[label] = stack.enter_context(RunnerProcess(each))
-        longest = min(process.max_length for process in processes.values())
-        shapes = plan.shapes or tuple(dict.fromkeys((n, min(tokens, longest) or 1) for n, tokens in SHAPES))
+        shapes = plan.shapes or tuple(dict.fromkeys(reduce(_nearest, processes.values(), shape) for shape in SHAPES))
         check([(label, f"{n}x{tokens}") for n, tokens in shapes for label in processes if label != reference])
         budget_s = plan.budget_s / len(shapes)
         rows: list[Latency] = []

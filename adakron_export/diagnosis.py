@@ -59,7 +59,7 @@ def compare_layers(right: Side, candidate: Side, batch: NamedBatch, *, tolerance
 
 def _traced(right: Side, candidate: Side, batch: NamedBatch, tolerance: Tolerance) -> _Traced | None:
     """Run both sides and show what is inside; ``None`` where a side shows nothing."""
-    if candidate.artifact is None:
+    if candidate.artifact is None or right.engine is not None:
         return None
     nodes = _nodes_of(candidate, batch)
     if right.artifact is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from adakron_export.engines.flavors import FLAVORS, has_gpu
+from adakron_export.engines.flavors import FLAVORS
+from adakron_export.engines.gpu import first_gpu
 from adakron_export.errors import AdaKronError
 from adakron_export.extras import package_versions
 from adakron_export.machine import describe_machine
@@ -53,30 +53,15 @@ class Examination:
 
 def examine() -> Examination:
     """Look at the machine; nothing is changed, and no model is loaded."""
-    gpu = _gpu()
-    machine = {**describe_machine(device="cpu", threads=None), "gpu": None, **gpu}
+    gpu = first_gpu()
+    machine = {**describe_machine(device="cpu", threads=None), "gpu": None}
+    if gpu is not None:
+        machine |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "driver_cuda": gpu.driver_cuda}
     for name in ("device", "threads"):
         machine.pop(name)
     providers = _providers()
     versions = {**package_versions(), **_builders()}
-    return Examination(machine, versions, providers, tuple(_abilities(providers, versions, gpu=bool(gpu))))
-
-
-def _gpu() -> dict[str, Any]:
-    """Name, compute capability and driver of the first GPU, from the driver itself; empty where there is none."""
-    if not has_gpu():
-        return {}
-    driver = ctypes.CDLL("libcuda.so.1")
-    device, version = ctypes.c_int(), ctypes.c_int()
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    name = ctypes.create_string_buffer(256)
-    driver.cuDeviceGet(ctypes.byref(device), 0)
-    driver.cuDeviceGetName(name, len(name), device)
-    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR
-    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    driver.cuDriverGetVersion(ctypes.byref(version))
-    cuda = f"{version.value // 1000}.{version.value % 1000 // 10}"
-    return {"gpu": name.value.decode(), "compute_capability": f"{major.value}.{minor.value}", "driver_cuda": cuda}
+    return Examination(machine, versions, providers, tuple(_abilities(providers, versions, gpu=gpu is not None)))
 
 
 def _providers() -> tuple[str, ...]:
@@ -110,6 +95,10 @@ def _abilities(providers: tuple[str, ...], versions: dict[str, str], *, gpu: boo
         Ability(
             "run artifacts on the GPU with ONNX Runtime", gpu and cuda,
             "pip uninstall onnxruntime; pip install 'adakron-export[gpu]'" if gpu else no_gpu,
+        ),
+        Ability(
+            "run engines on this GPU", gpu and (trt or rtx) and _torch_has_cuda(),
+            f"{no_cuda}, and adakron-export[tensorrt] or [tensorrt-rtx]" if gpu else no_gpu,
         ),
         Ability("eager PyTorch on the GPU", gpu and _torch_has_cuda(), no_cuda),
         Ability(

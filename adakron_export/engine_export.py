@@ -21,6 +21,7 @@ from adakron_export.engines.folder import (
     is_engine,
     write_engine_manifest,
 )
+from adakron_export.engines.gpu import first_gpu
 from adakron_export.engines.profiles import Profile, Shape, profiles_for, shape_text, tensor_shape
 from adakron_export.errors import BuildError, EngineError
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
@@ -151,15 +152,19 @@ def _manifest(
     artifact: Artifact, source: str | Path, output: Path, profiles: Sequence[Profile], flavor: Flavor,
     options: EngineOptions, built: BuiltEngine,
 ) -> EngineManifest:  # fmt: skip
-    digests = artifact.manifest.files
+    digests, gpu = artifact.manifest.files, first_gpu()
     asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
     return EngineManifest(
         flavor=flavor.name,
         version=built.version,
         dtype=artifact.manifest.dtype,
         task=artifact.manifest.task,
+        inputs=artifact.manifest.inputs,
+        outputs=artifact.manifest.outputs,
+        max_length=artifact.manifest.max_length,
         profiles=tuple(tuple(map(shape_text, profile.shapes)) for profile in profiles),
         compute_capability=options.compute_capability,
+        built_on=gpu.compute_capability if gpu else None,
         options={name: value for name, value in asked.items() if value and name != "compute_capability"},
         source={name: digests[name] for name in (MODEL, MODEL_DATA) if name in digests},
         layers=built.layers,

@@ -175,12 +175,13 @@ def read_evaluation(
         features, data = {**encoded, "row": list(range(len(rows)))}, None
     order = sorted(range(len(features["input_ids"])), key=lambda index: len(features["input_ids"][index]))
     names = [name for name in ("input_ids", "token_type_ids") if name in features]
+    size = min(BATCH_SIZE, space.most_texts or BATCH_SIZE)
     batches = [
         pad_batch(
-            space, f"data-{start // BATCH_SIZE}",
-            [{name: features[name][index] for name in names} for index in order[start : start + BATCH_SIZE]],
+            space, f"data-{start // size}",
+            [{name: features[name][index] for name in names} for index in order[start : start + size]],
         )
-        for start in range(0, len(order), BATCH_SIZE)
+        for start in range(0, len(order), size)
     ]  # fmt: skip
     return EvaluationData(source, tuple(batches), tuple(order), rows, features, data, recipe)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifact import Artifact
+from adakron_export.engines.folder import EngineFolder
 from adakron_export.errors import AdaKronError, ArtifactError
 from adakron_export.validation.batches import InputSpace
 
@@ -30,27 +32,31 @@ def model_space(model: TaskModel, folder: Path | None = None) -> InputSpace:
     return _space(tuple(model.signature.inputs), model.config.to_dict(), longest, folder)
 
 
-def artifact_space(artifact: Artifact) -> InputSpace:
-    """What an artifact accepts, by its manifest and its configuration.
+def exported_space(exported: Artifact | EngineFolder) -> InputSpace:
+    """What an artifact or an engine accepts, by its manifest and its configuration.
 
     Raises:
         ArtifactError: The configuration cannot be read.
     """
-    names = tuple(info.name for info in artifact.manifest.inputs)
+    names = tuple(info.name for info in exported.manifest.inputs)
     try:
-        return _space(names, read_config(artifact), artifact.manifest.max_length, artifact.folder)
+        space = _space(names, read_config(exported), exported.manifest.max_length, exported.folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        path = artifact.folder / "config.json"
+        path = exported.folder / "config.json"
         raise ArtifactError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
+    if isinstance(exported, Artifact):
+        return space
+    bounds = exported.manifest.bounds
+    return replace(space, bounds=bounds, max_length=min(space.max_length, max(high[1] for _, high in bounds)))
 
 
-def read_config(artifact: Artifact) -> dict[str, Any]:
-    """The artifact's ``config.json``.
+def read_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
+    """The ``config.json`` of an artifact or an engine.
 
     Raises:
         ArtifactError: It cannot be read.
     """
-    path = artifact.folder / "config.json"
+    path = exported.folder / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

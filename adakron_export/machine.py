@@ -12,7 +12,7 @@ def describe_machine(*, device: str, threads: int | None) -> dict[str, str | int
     """Processor, cores, GPU where one is measured, and threads: what makes two measurements comparable.
 
     Args:
-        device: ``cpu``, ``cuda`` or ``tensorrt``.
+        device: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``.
         threads: As asked for; ``None`` is the runtime's choice.
     """
     machine: dict[str, str | int | None] = {

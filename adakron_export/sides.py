@@ -1,4 +1,4 @@
-"""The two sides of a comparison: an artifact in ONNX Runtime, a checkpoint in eager PyTorch."""
+"""The two sides of a comparison: an artifact in ONNX Runtime, an engine in TensorRT, a checkpoint in eager PyTorch."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adakron_export.artifact import Artifact, is_artifact, open_artifact
-from adakron_export.input_space import artifact_space, model_space
+from adakron_export.engines.folder import EngineFolder, is_engine, open_engine
+from adakron_export.input_space import exported_space, model_space
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.ort import Device, OrtRunner
+from adakron_export.runtimes.tensorrt import TensorRTRunner
 from adakron_export.validation.batches import InputSpace
 
 if TYPE_CHECKING:
@@ -29,6 +31,7 @@ class Side:
         runner: What computes.
         space: What it accepts.
         artifact: Where it is one.
+        engine: Where it is one.
         checkpoint: Where it is one.
         eager: The checkpoint's model.
     """
@@ -37,19 +40,31 @@ class Side:
     runner: Runner
     space: InputSpace
     artifact: Artifact | None = None
+    engine: EngineFolder | None = None
     checkpoint: Checkpoint | None = None
     eager: TaskModel | None = None
+
+    @property
+    def exported(self) -> Artifact | EngineFolder | None:
+        """The artifact or the engine."""
+        return self.artifact or self.engine
 
 
 def open_side(
     path: str | Path, *, device: str, backbone: str | Path | None = None, task: str | None = None,
     precision: str = "fp32", progress: Callable[[str], None] = lambda _: None,
 ) -> Side:  # fmt: skip
-    """Open an artifact or a checkpoint to compare it; `precision` is that of a checkpoint."""
+    """Open an artifact, an engine or a checkpoint to compare it.
+
+    An engine runs on its GPU, whatever the device; `precision` is that of a checkpoint.
+    """
+    if is_engine(Path(path)):
+        engine = open_engine(path)
+        return Side(str(path), TensorRTRunner(engine), exported_space(engine), engine=engine)
     if Path(path).is_dir() and is_artifact(Path(path)):
         opened = open_artifact(path)
         runner = artifact_runner(opened, Device.named(device))
-        return Side(str(path), runner, artifact_space(opened), opened)
+        return Side(str(path), runner, exported_space(opened), opened)
     progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
     from adakron_export.adapter.loading import load_task_model
@@ -86,3 +101,10 @@ def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner:
 def tokenizer_folder(found: Checkpoint) -> Path:
     """Where a checkpoint's tokenizer is: beside the adapter, or with the backbone."""
     return found.folder if (found.folder / "tokenizer.json").is_file() else found.backbone_folder
+
+
+def task_of_exported(path: str | Path) -> str | None:
+    """The task of an artifact or an engine; ``None`` for what is neither."""
+    if is_engine(Path(path)):
+        return open_engine(path).manifest.task
+    return open_artifact(path).manifest.task if is_artifact(Path(path)) else None

@@ -12,8 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from adakron_export.artifact import Artifact, Manifest, TensorInfo
-from adakron_export.graph.capture import MODULE_KEY
+from adakron_export.artifact import MODULE_KEY, Artifact, Manifest, TensorInfo
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.base import Array, Batch
 from adakron_export.runtimes.ort import Device, OrtRunner

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adakron_export.artifact import Artifact, is_artifact, open_artifact, sha256_of
+from adakron_export.artifact import Artifact, sha256_of
 from adakron_export.diagnosis import compare_layers, find_divergence
+from adakron_export.engines.profiles import bounds_text
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.input_space import model_space, read_config
 from adakron_export.runtimes.ort import Device
-from adakron_export.sides import Side, artifact_runner, eager_side, open_side, tokenizer_folder
+from adakron_export.sides import Side, artifact_runner, eager_side, open_side, task_of_exported, tokenizer_folder
 from adakron_export.validation.batches import NamedBatch, make_batches
 from adakron_export.validation.parity import ParityReport, compare
 from adakron_export.validation.tolerance import Tolerance, tolerance_for
@@ -46,13 +47,14 @@ def validate(
     layers: bool = False,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
-    """Compare an artifact with its checkpoint in eager PyTorch, unfolded; or any two sides.
+    """Compare an artifact or an engine with its checkpoint in eager PyTorch, unfolded; or any two sides.
 
     Args:
-        artifact: The exported folder; a checkpoint is run in eager PyTorch.
-        against: What is right: the checkpoint, as for `export_onnx`, or another artifact.
+        artifact: The exported folder, or that of an engine; a checkpoint is run in eager PyTorch.
+        against: What is right: the checkpoint, as for `export_onnx`, or another artifact or engine.
         backbone: The checkpoint's backbone; what it names by default.
-        device: Where the artifact runs: ``cpu``, ``cuda`` or ``tensorrt``.
+        device: Where the artifact runs: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``. An engine runs
+            on its GPU.
         against_device: Where the other side runs.
         reference: Precision of the checkpoint in eager PyTorch, ``fp32`` or ``fp64``.
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
@@ -68,6 +70,7 @@ def validate(
 
     Raises:
         ArtifactError: The artifact is damaged, or the two have other inputs or outputs.
+        EngineError: The engine is damaged, or does not belong to this machine.
         CheckpointError: The checkpoint cannot be read.
         RunnerError: The device is not available.
         DataError: The text cannot be read, or has labels that the model does not know.
@@ -75,11 +78,11 @@ def validate(
     """
     if reference not in PRECISIONS:
         raise ExportError(f"reference {reference!r} is unknown; choose fp32 or fp64")
-    task = open_artifact(artifact).manifest.task if is_artifact(Path(artifact)) else None
-    right = open_side(against, device=against_device, backbone=backbone, task=task, precision=reference,
-                      progress=progress)  # fmt: skip
+    right = open_side(against, device=against_device, backbone=backbone, task=task_of_exported(artifact),
+                      precision=reference, progress=progress)  # fmt: skip
     candidate = open_side(artifact, device=device, backbone=backbone, progress=progress)
-    limits = tolerance_for(candidate.artifact.manifest.dtype if candidate.artifact else "fp32")
+    right = replace(right, space=right.space.narrowed(candidate.space))
+    limits = tolerance_for(candidate.exported.manifest.dtype if candidate.exported else "fp32")
     limits = limits.changed({"absolute": atol, "relative": rtol, **(tolerance or {})})
     text = _read_text(right, data, limit, seed, progress) if data is not None else None
     batches = _chosen([*make_batches(right.space, seed=seed), *(text.batches if text else ())], batch)
@@ -202,6 +205,10 @@ def _notes(right: Side, candidate: Side) -> list[str]:
     longest = manifest.max_length if manifest else None
     if longest is not None and longest > right.space.max_length:
         notes.append(f"validated up to {right.space.max_length} of {longest} tokens")
+    if right.space.bounds:
+        notes.append(f"validated within the engine's shapes: {bounds_text(right.space.bounds)}")
+    if candidate.engine is not None:
+        notes.append("an engine shows no layers: validate the artifact that it was built from for those")
     if not right.space.left_padding:
         notes.append("texts padded on the left were left out: this model's windows leave them undefined")
     if manifest and right.checkpoint and sha256_of(right.checkpoint.weights) != manifest.adapter_source.sha256:
@@ -214,9 +221,9 @@ def _read_text(side: Side, source: str, limit: int | None, seed: int, progress: 
     from adakron_export.evaluation_data import read_evaluation, tokenizer_of
     from adakron_export.tasks import Task
 
-    if side.artifact is not None:
-        folder, task = side.artifact.folder, Task(side.artifact.manifest.task)
-        config = read_config(side.artifact)
+    if side.exported is not None:
+        folder, task = side.exported.folder, Task(side.exported.manifest.task)
+        config = read_config(side.exported)
     else:
         assert side.eager is not None
         assert side.checkpoint is not None

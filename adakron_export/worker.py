@@ -36,8 +36,8 @@ class RunnerSettings:
     """What a process opens.
 
     Attributes:
-        path: An artifact or a checkpoint.
-        device: ``cpu``, ``cuda`` or ``tensorrt``.
+        path: An artifact, an engine or a checkpoint.
+        device: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``.
         threads: Of one operator; the runtime's choice by default.
         backbone: The checkpoint's backbone, where it names none.
         task: The checkpoint's task, where it is not to be inferred.
@@ -74,13 +74,22 @@ class RunnerProcess:
             raise
         self.name: str = opened["name"]
         self.load_s: float = opened["load_s"]
-        self.max_length: int = opened["max_length"]
+        self._max_length: int = opened["max_length"]
+        self._bounds = [((a, b), (c, d)) for (a, b), (c, d) in opened["bounds"]]
 
     def __enter__(self) -> RunnerProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def nearest(self, shape: tuple[int, int]) -> tuple[int, int]:
+        """The shape that it takes and that is most like this one."""
+        texts, tokens = shape[0], min(shape[1], self._max_length) or 1
+        near = [
+            (min(max(texts, low[0]), high[0]), min(max(tokens, low[1]), high[1])) for low, high in self._bounds
+        ] or [(texts, tokens)]
+        return min(near, key=lambda each: abs(each[0] - texts) + abs(each[1] - tokens))
 
     def prepare(self, shape: tuple[int, int], *, seed: int = 0) -> tuple[float, float]:
         """Make a batch, run it for the first time and until it is steady.
@@ -158,7 +167,8 @@ class _Served:
         start = time.perf_counter()
         self.runner, self.space = _open(RunnerSettings(**settings))
         seconds = time.perf_counter() - start
-        return {"name": self.runner.name, "load_s": seconds, "max_length": self.space.max_length}
+        space = self.space
+        return {"name": self.runner.name, "load_s": seconds, "max_length": space.max_length, "bounds": space.bounds}
 
     def prepare(self, texts: int, tokens: int, seed: int) -> dict[str, Any]:
         from adakron_export.validation.batches import batch_of
@@ -200,16 +210,21 @@ class _Served:
 
 def _open(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
     from adakron_export.artifact import is_artifact, open_artifact
-    from adakron_export.input_space import artifact_space, model_space
+    from adakron_export.engines.folder import is_engine, open_engine
+    from adakron_export.input_space import exported_space, model_space
     from adakron_export.runtimes.ort import Device, OrtRunner
+    from adakron_export.runtimes.tensorrt import TensorRTRunner
 
     path = Path(settings.path)
+    if is_engine(path):
+        engine = open_engine(path)
+        return TensorRTRunner(engine, cuda_graphs=True), exported_space(engine)
     if path.is_dir() and is_artifact(path):
         artifact = open_artifact(path)
         device = Device.named(settings.device)
         graphs = device is not Device.CPU
         runner = OrtRunner(artifact, device=device, threads=settings.threads, cuda_graphs=graphs)
-        return runner, artifact_space(artifact)
+        return runner, exported_space(artifact)
     import torch
 
     from adakron_export.adapter.loading import load_task_model

@@ -1,11 +1,30 @@
-"""ONNX Runtime's CUDA provider on the exported files; `make gpu` runs this."""
+"""What needs a GPU: ONNX Runtime's providers on the exported files, and engines; `make gpu` runs this."""
 
+import numpy as np
 import pytest
 
 from adakron_export import export_onnx, validate
+from adakron_export.engine_export import export_engine
+from adakron_export.engines.flavors import FLAVORS
+from adakron_export.engines.folder import open_engine
+from adakron_export.engines.loading import load_engine
+from adakron_export.errors import MissingPackageError, RunnerError
+from adakron_export.input_space import exported_space
+from adakron_export.runtimes.tensorrt import TensorRTRunner
+from adakron_export.validation.batches import batch_of
 from conftest import DEMO
+from tiny import save_checkpoint
 
 pytestmark = pytest.mark.gpu
+SMALL = {"min_shape": (1, 1), "opt_shape": (2, 16), "max_shape": (8, 64)}
+KERNELS_PER_ADAPTER = 3  # two products, and what lies between them
+
+
+@pytest.fixture(params=FLAVORS)
+def flavor(request):
+    if not FLAVORS[request.param].installed:
+        pytest.skip(f"needs the extra {FLAVORS[request.param].extra}")
+    return request.param
 
 
 @pytest.mark.parametrize("target", ["portable", "ort-cuda"])
@@ -15,3 +34,43 @@ def test_cuda_agrees_with_eager(target, dtype, tmp_path):
     report = validate(tmp_path / "out", against=DEMO, device="cuda")
     assert report.candidate == "onnxruntime CUDAExecutionProvider"
     assert report.passed
+
+
+@pytest.mark.parametrize("device", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_providers_agree_with_eager(device, tmp_path):
+    assert export_onnx(DEMO, tmp_path / "out", target="tensorrt").written
+    try:
+        report = validate(tmp_path / "out", against=DEMO, device=device)
+    except (MissingPackageError, RunnerError) as error:
+        pytest.skip(str(error))
+    assert report.passed
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+def test_engines_agree_with_eager(flavor, dtype, tmp_path):
+    export_engine(DEMO, tmp_path / "engine", flavor=flavor, dtype=dtype, **SMALL)
+    report = validate(tmp_path / "engine", against=DEMO)
+    assert report.passed
+    assert FLAVORS[flavor].module in report.candidate
+
+
+def test_recorded_launches_agree_with_others(flavor, tmp_path):
+    export_engine(DEMO, tmp_path / "engine", flavor=flavor, dtype="fp32", **SMALL)
+    folder = open_engine(tmp_path / "engine")
+    plain, recorded = TensorRTRunner(folder), TensorRTRunner(folder, cuda_graphs=True)
+    space = exported_space(folder)
+    for shape in ((1, 8), (4, 16), (1, 8), (8, 64)):
+        batch = batch_of(space, *shape).inputs
+        np.testing.assert_allclose(recorded.run(batch)["logits"], plain.run(batch)["logits"], atol=1e-4)
+        assert recorded.prepare(batch)() > 0.0
+
+
+def test_the_kronecker_product_has_no_kernel_of_its_own(tmp_path):
+    if not FLAVORS["tensorrt"].installed:
+        pytest.skip("needs the extra tensorrt")
+    layers = []
+    for adapted in ([0], [0, 1]):
+        checkpoint = save_checkpoint(tmp_path / str(len(adapted)), "bert", layers_to_transform=adapted)
+        export_engine(checkpoint, tmp_path / f"engine-{len(adapted)}", flavor="tensorrt", dtype="fp16", **SMALL)
+        layers.append(load_engine(open_engine(tmp_path / f"engine-{len(adapted)}")).engine.num_layers)
+    assert layers[1] - layers[0] <= KERNELS_PER_ADAPTER

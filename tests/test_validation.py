@@ -10,7 +10,7 @@ import pytest
 from adakron_export import export_onnx, open_runner, validate
 from adakron_export.artifact import open_artifact, write_manifest
 from adakron_export.errors import ArtifactError, CheckpointError, DataError, ExportError, RunnerError
-from adakron_export.input_space import artifact_space
+from adakron_export.input_space import exported_space
 from adakron_export.runtimes.ort import Device, OrtRunner, misplaced
 from adakron_export.tasks import Task
 from adakron_export.validation.accuracy import AccuracyReport, MetricPair
@@ -147,7 +147,7 @@ def test_other_models_are_refused(demo_artifact, tmp_path):
 
 
 def test_batches_of_the_demo_are_made_of_its_tokens(demo_artifact):
-    space = artifact_space(open_artifact(demo_artifact))
+    space = exported_space(open_artifact(demo_artifact))
     vocabulary = json.loads((DEMO / "tokenizer.json").read_text())
     special = {row["content"]: row["id"] for row in vocabulary["added_tokens"]}
     assert space.frame == (special["[CLS]"], special["[SEP]"])

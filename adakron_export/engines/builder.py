@@ -10,15 +10,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
-from adakron_export.artifact import Artifact
-from adakron_export.engines.flavors import Flavor, has_gpu
+from adakron_export.artifact import MODULE_KEY, Artifact
+from adakron_export.engines.flavors import Flavor
+from adakron_export.engines.gpu import has_gpu
+from adakron_export.engines.logger import collecting_logger
 from adakron_export.engines.profiles import Profile, tensor_shape
 from adakron_export.errors import BuildError, EngineError, first_few
 
 Progress = Callable[[str], None]
-_SHOWN_ERRORS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +101,7 @@ def build_engine(
         raise EngineError("TensorRT builds only where an NVIDIA GPU is; --flavor rtx builds on any machine")
     start = time.perf_counter()
     with log.open("w", encoding="utf-8") as stream, _interruptible() as interrupted:
-        logger = _logger(trt, stream)
+        logger = collecting_logger(trt, stream)
         builder = trt.Builder(logger)
         network = builder.create_network(strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
@@ -116,7 +117,7 @@ def build_engine(
         if interrupted.is_set():
             raise KeyboardInterrupt
         if plan is None:
-            said = "; ".join(logger.errors[-_SHOWN_ERRORS:])
+            said = logger.last_words()
             raise BuildError(f"{flavor.tool} cannot build {artifact.model}: {said}{modules_named(artifact, said)}")
         if cache is not None and options.timing_cache is not None:
             options.timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
@@ -193,22 +194,6 @@ def _capability(trt: Any, text: str) -> Any:
     return known[name]
 
 
-def _logger(trt: Any, stream: TextIO) -> Any:
-    """Writes everything to the stream, and keeps the errors."""
-
-    class Logger(trt.ILogger):  # type: ignore[misc,unused-ignore]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.errors: list[str] = []
-
-        def log(self, severity: Any, message: str) -> None:
-            stream.write(f"{severity.name} {message}\n")
-            if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR):
-                self.errors.append(message.strip()[:300])
-
-    return Logger()
-
-
 def _monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
     """Tells of the outermost phases, and stops the build when it was interrupted."""
 
@@ -243,8 +228,6 @@ def _parser_errors(parser: Any, artifact: Artifact) -> str:
 def modules_named(artifact: Artifact, message: str) -> str:
     """Which modules of the model the nodes are that a message names, as its continuation; empty if it names none."""
     import onnx_ir as ir
-
-    from adakron_export.graph.capture import MODULE_KEY
 
     words = set(re.findall(r"[\w./]+", message))
     found = [

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adakron_export.artifact import Artifact
 from adakron_export.engines.builder import modules_named, strongly_typed
 from adakron_export.engines.flavors import Flavor
+from adakron_export.engines.logger import collecting_logger
 
 if TYPE_CHECKING:
     import onnx_ir as ir
@@ -65,14 +66,7 @@ def check_support(artifact: Artifact, flavor: Flavor) -> SupportReport:
 
     trt = flavor.load()
 
-    class Quiet(trt.ILogger):  # type: ignore[misc,name-defined,unused-ignore]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-
-        def log(self, severity: Any, message: str) -> None:
-            pass
-
-    logger = Quiet()
+    logger = collecting_logger(trt)
     builder = trt.Builder(logger)
     network = builder.create_network(strongly_typed(trt))  # the parser does not keep it alive
     parser = trt.OnnxParser(network, logger)

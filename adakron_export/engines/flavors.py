@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
 
+from adakron_export.engines.gpu import has_gpu
 from adakron_export.errors import EngineError
 from adakron_export.extras import require
 
@@ -96,13 +96,3 @@ def parser_named(name: str) -> Flavor:
     wanted = flavor_named(name)
     others = [flavor for flavor in FLAVORS.values() if flavor.installed]
     return wanted if wanted.installed or name == "rtx" or not others else others[0]
-
-
-def has_gpu() -> bool:
-    """Whether there is an NVIDIA GPU; the driver is asked, for a CPU build of torch knows of none."""
-    try:
-        driver = ctypes.CDLL("libcuda.so.1")
-    except OSError:
-        return False
-    count = ctypes.c_int()
-    return bool(driver.cuInit(0) == 0 and driver.cuDeviceGetCount(ctypes.byref(count)) == 0 and count.value > 0)

@@ -13,8 +13,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import sha256_of
-from adakron_export.errors import EngineError
+from adakron_export.artifact import TensorInfo, read_tensors, sha256_of
+from adakron_export.engines.flavors import FLAVORS
+from adakron_export.engines.profiles import Bounds
+from adakron_export.errors import AdaKronError, EngineError
+from adakron_export.quantities import parse_shape
 
 ENGINE, MANIFEST, LOG = "model.engine", "adakron_engine.json", "build.log"
 FORMAT_VERSION = 1
@@ -30,8 +33,12 @@ class EngineManifest:
         version: Of the library that built it.
         dtype: Of the graph, and so of the engine.
         task: What the model is for.
+        inputs: In their order.
+        outputs: In their order; always float32.
+        max_length: The longest input that the model takes, in tokens.
         profiles: Each the smallest, the best and the largest shape, as text.
         compute_capability: For which GPUs, where that was said.
+        built_on: The compute capability of the GPU that was there.
         options: What else was asked for.
         source: sha256 of the artifact's files.
         layers: Of the network as it was parsed.
@@ -44,6 +51,9 @@ class EngineManifest:
     version: str
     dtype: str
     task: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    max_length: int | None
     profiles: tuple[tuple[str, ...], ...]
     compute_capability: tuple[str, ...]
     options: dict[str, Any]
@@ -51,7 +61,13 @@ class EngineManifest:
     layers: int
     build_seconds: float
     command: str
+    built_on: str | None = None
     files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def bounds(self) -> tuple[Bounds, ...]:
+        """The smallest and the largest shape of each profile."""
+        return tuple((parse_shape(profile[0]), parse_shape(profile[-1])) for profile in self.profiles)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,12 +119,16 @@ def _read(path: Path) -> EngineManifest:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         version = content.pop("format_version")
-        profiles = tuple(tuple(str(shape) for shape in profile) for profile in content.pop("profiles"))
-        capabilities = tuple(map(str, content.pop("compute_capability")))
-        manifest = EngineManifest(profiles=profiles, compute_capability=capabilities, **content)
+        read = {
+            "profiles": tuple(tuple(str(shape) for shape in profile) for profile in content["profiles"]),
+            "compute_capability": tuple(map(str, content["compute_capability"])),
+            "inputs": read_tensors(content["inputs"]),
+            "outputs": read_tensors(content["outputs"]),
+        }
+        manifest = EngineManifest(**{**content, **read})
         names = [*manifest.files, *manifest.source]
-        usable = all(isinstance(getattr(manifest, name), str) for name in _TEXTS) and ENGINE in manifest.files
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        usable = _is_usable(manifest)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, AdaKronError) as error:
         raise EngineError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION or not usable:
         raise EngineError(f"{path}: not a manifest that this release reads; build the engine again")
@@ -116,3 +136,15 @@ def _read(path: Path) -> EngineManifest:
     if outside:
         raise EngineError(f"{path}: names files outside its folder: {', '.join(outside)}")
     return manifest
+
+
+def _is_usable(manifest: EngineManifest) -> bool:
+    longest = manifest.max_length
+    return (
+        all(isinstance(getattr(manifest, name), str) for name in _TEXTS)
+        and manifest.flavor in FLAVORS
+        and isinstance(manifest.options, dict)
+        and (longest is None or type(longest) is int)
+        and ENGINE in manifest.files
+        and bool(manifest.bounds)
+    )

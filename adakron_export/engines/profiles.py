@@ -9,6 +9,7 @@ from adakron_export.artifact import Manifest, TensorInfo
 from adakron_export.errors import EngineError
 
 Shape = tuple[int, int]  # texts and tokens
+Bounds = tuple[Shape, Shape]  # the smallest and the largest
 DEFAULT = ((1, 1), (8, 128), (32, 512))
 
 
@@ -41,6 +42,11 @@ class Profile:
 def shape_text(shape: Shape) -> str:
     """As people write it."""
     return f"{shape[0]}x{shape[1]}"
+
+
+def bounds_text(bounds: Sequence[Bounds]) -> str:
+    """What an engine takes, as people write it."""
+    return " or ".join(f"{shape_text(smallest)} to {shape_text(largest)}" for smallest, largest in bounds)
 
 
 def profiles_for(
@@ -102,3 +108,15 @@ def tensor_shape(info: TensorInfo, shape: Shape) -> tuple[int, ...]:
     """
     free = iter(shape)
     return tuple(next(free) if isinstance(axis, str) else axis for axis in info.shape)
+
+
+def choose_profile(bounds: Sequence[Bounds], shape: Shape) -> int | None:
+    """The profile that takes a shape, the narrowest of several; ``None`` where there is none."""
+    fitting = [index for index, each in enumerate(bounds) if fits(each, shape)]
+    return min(fitting, key=lambda index: bounds[index][1][0] * bounds[index][1][1], default=None)
+
+
+def fits(bounds: Bounds, shape: Shape) -> bool:
+    """Whether a shape lies between two others."""
+    smallest, largest = bounds
+    return all(low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True))

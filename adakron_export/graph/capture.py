@@ -16,11 +16,11 @@ from torch import Tensor
 from adakron_export._version import __version__
 from adakron_export.adapter.op import kron_adapter
 from adakron_export.adapter.task_model import Signature, TaskModel
+from adakron_export.artifact import MODULE_KEY
 from adakron_export.errors import ExportError
 from adakron_export.graph import kron_op
 from adakron_export.graph.attention import use_plain_attention
 
-MODULE_KEY = "adakron_export.module"
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
 

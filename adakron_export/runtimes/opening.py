@@ -5,26 +5,33 @@ from __future__ import annotations
 from pathlib import Path
 
 from adakron_export.artifact import is_artifact, open_artifact
+from adakron_export.engines.folder import is_engine, open_engine
 from adakron_export.runtimes.base import Runner
 from adakron_export.runtimes.ort import Device, OrtRunner
+from adakron_export.runtimes.tensorrt import TensorRTRunner
 
 
 def open_runner(
     path: str | Path, *, device: str = "cpu", threads: int | None = None, backbone: str | Path | None = None
 ) -> Runner:
-    """Open an artifact in ONNX Runtime, or a checkpoint in eager PyTorch.
+    """Open an artifact in ONNX Runtime, an engine in TensorRT, or a checkpoint in eager PyTorch.
 
     Args:
-        path: An artifact (needs no torch), or a checkpoint as for `load_model`.
-        device: ``cpu``, ``cuda`` or, for artifacts, ``tensorrt``; never replaced by another one.
+        path: An artifact (needs no torch), an engine, whose plan is code that must be trusted, or a checkpoint as for
+            `load_model`.
+        device: ``cpu``, ``cuda`` or, for artifacts, ``tensorrt`` and ``tensorrt-rtx``; never replaced by another one.
+            An engine runs on its GPU.
         threads: Threads of one operator (artifacts); the runtime's choice by default.
         backbone: The checkpoint's backbone, where it names none.
 
     Raises:
         ArtifactError: The artifact is damaged.
+        EngineError: The engine is damaged, or does not belong to this machine.
         RunnerError: The device is not available.
         CheckpointError: The checkpoint cannot be read.
     """
+    if is_engine(Path(path)):
+        return TensorRTRunner(open_engine(path))
     if is_artifact(Path(path)):
         return OrtRunner(open_artifact(path), device=Device.named(device), threads=threads)
     from adakron_export.adapter.loading import load_task_model

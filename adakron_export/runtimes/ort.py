@@ -32,6 +32,7 @@ class Device(StrEnum):
     CPU = "cpu"
     CUDA = "cuda"
     TENSORRT = "tensorrt"
+    TENSORRT_RTX = "tensorrt-rtx"
 
     @classmethod
     def named(cls, name: str) -> Device:
@@ -52,6 +53,7 @@ class Device(StrEnum):
             "cpu": "CPUExecutionProvider",
             "cuda": "CUDAExecutionProvider",
             "tensorrt": "TensorrtExecutionProvider",
+            "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
         }
         return names[self.value]
 
@@ -86,8 +88,7 @@ class OrtRunner:
         self.manifest = artifact.manifest
         self.device = device
         options = _session_options(threads, optimize=optimize)
-        provider = (device.provider, device.settings(cuda_graphs=cuda_graphs))
-        self.session = _open_session(artifact.model, self.manifest, provider, options)
+        self.session = _open_session(artifact, device, device.settings(cuda_graphs=cuda_graphs), options)
         _check_placement(self.session, device.provider)
         self.name = f"onnxruntime {device.provider}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)
@@ -102,7 +103,7 @@ class OrtRunner:
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run; see `Runner.prepare`. On a GPU inputs and outputs are bound there, and each run is awaited."""
         feed, names = self._feed(batch), list(self.output_names)
-        if self.device is Device.CPU:
+        if self.device in (Device.CPU, Device.TENSORRT_RTX):  # the plugin takes its inputs from the host
             return lambda: _seconds(lambda: self._guarded(lambda: self.session.run(names, feed)))
         import onnxruntime as ort  # noqa: TID253, RUF100
 
@@ -162,25 +163,29 @@ def _session_options(threads: int | None, *, optimize: bool) -> Any:
     return options
 
 
-def _open_session(model: Path, manifest: Manifest, provider: tuple[str, dict[str, str]], options: Any) -> Any:
-    name = provider[0]
-    if manifest.dtype == "bf16" and name == Device.CPU.provider:
+def _open_session(artifact: Artifact, device: Device, settings: dict[str, str], options: Any) -> Any:
+    model, manifest, name = artifact.model, artifact.manifest, device.provider
+    if manifest.dtype == "bf16" and device is Device.CPU:
         raise RunnerError("ONNX Runtime has no bf16 on the CPU; open it with device cuda, or export fp32 for the CPU")
     import onnxruntime as ort  # noqa: TID253, RUF100
 
-    if name not in ort.get_available_providers():
+    providers: list[Any] = [(name, settings)]
+    if device is Device.TENSORRT_RTX:
+        _add_plugin(options, name)
+        providers = []
+    elif name not in ort.get_available_providers():
         raise RunnerError(
             f"this onnxruntime has no {name} (it has {', '.join(ort.get_available_providers())}); "
             "for a GPU install adakron-export[gpu] instead of adakron-export[cpu]"
         )
-    if name != Device.CPU.provider:
+    if device in (Device.CUDA, Device.TENSORRT):
         with contextlib.redirect_stdout(sys.stderr):  # it prints, and our stdout is the result
             ort.preload_dlls()  # CUDA and cuDNN of NVIDIA's pip packages, which torch brings along
     try:
         session = ort.InferenceSession(
             model,
             options,
-            providers=[provider],
+            providers=providers,
             disabled_optimizers=list(manifest.disabled_optimizers),
             enable_fallback=0,  # to another provider, with lines on stdout
         )
@@ -190,6 +195,24 @@ def _open_session(model: Path, manifest: Manifest, provider: tuple[str, dict[str
         raise RunnerError(f"ONNX Runtime fell back from {name} to {session.get_providers()[0]}")
     _check_signature(session, manifest, model)
     return session
+
+
+def _add_plugin(options: Any, name: str) -> None:
+    """Let a session use TensorRT for RTX, which is no part of ONNX Runtime and is loaded beside it."""
+    plugin = require("onnxruntime_ep_nv_tensorrt_rtx", extra="ort-rtx")
+    import onnxruntime as ort  # noqa: TID253, RUF100
+
+    try:
+        if not any(device.ep_name == name for device in ort.get_ep_devices()):
+            ort.register_execution_provider_library(name, plugin.get_library_path())
+        devices = [device for device in ort.get_ep_devices() if device.ep_name == name]
+    except Exception as error:  # its exceptions share no base class
+        raise RunnerError(
+            f"ONNX Runtime cannot load {name}, which needs an NVIDIA driver with CUDA 13: {_first_line(error)}"
+        ) from error
+    if not devices:
+        raise RunnerError(f"{name} finds no GPU that it can run on; it needs one of Ampere or later")
+    options.add_provider_for_devices(devices[:1], {})
 
 
 def _check_signature(session: Any, manifest: Manifest, model: Path) -> None:

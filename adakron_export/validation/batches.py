@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from adakron_export.engines.profiles import Bounds, bounds_text, choose_profile
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array
 
@@ -26,6 +27,7 @@ class InputSpace:
         frame: The tokens that open and close a text, where the tokenizer adds them.
         left_padding: Whether texts may be padded in front.
         image_shape: ``(channels, height, width)`` of an image model.
+        bounds: The smallest and the largest shapes, texts and tokens, where only some are taken.
     """
 
     names: tuple[str, ...]
@@ -36,6 +38,25 @@ class InputSpace:
     frame: tuple[int, int] | None = None
     left_padding: bool = True
     image_shape: tuple[int, int, int] | None = None
+    bounds: tuple[Bounds, ...] = ()
+
+    @property
+    def most_texts(self) -> int | None:
+        """In a batch of any length, where only some shapes are taken."""
+        longest = max((largest for _, largest in self.bounds), key=lambda shape: shape[::-1], default=None)
+        return longest[0] if longest else None
+
+    def takes(self, texts: int, tokens: int) -> bool:
+        """Whether a shape is taken; tokens mean nothing to images."""
+        if self.image_shape is not None:
+            return not self.bounds or any(low[0] <= texts <= high[0] for low, high in self.bounds)
+        return tokens <= self.max_length and (
+            not self.bounds or choose_profile(self.bounds, (texts, tokens)) is not None
+        )
+
+    def narrowed(self, other: InputSpace) -> InputSpace:
+        """What this and another one take, which are of the same model."""
+        return replace(self, max_length=min(self.max_length, other.max_length), bounds=self.bounds or other.bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +74,23 @@ def make_batches(space: InputSpace, *, seed: int = 0) -> list[NamedBatch]:
         space: What the model accepts.
         seed: Same seed, same batches; each batch has random numbers of its own, so that it can be made alone.
     """
+    return [*(batch for batch in _corners(space, seed) if _taken(space, batch)), *_edges(space, seed)]
+
+
+def _taken(space: InputSpace, batch: NamedBatch) -> bool:
+    texts, tokens = next(iter(batch.inputs.values())).shape[:2]
+    return space.takes(texts, tokens)
+
+
+def _edges(space: InputSpace, seed: int) -> list[NamedBatch]:
+    """Where only some shapes are taken: the smallest one, the longest text, and the most texts."""
+    shapes = dict.fromkeys(
+        shape for low, high in space.bounds for shape in (low, (low[0], high[1]), (high[0], low[1]))
+    )
+    return [batch_of(space, texts, tokens, seed=seed) for texts, tokens in shapes]
+
+
+def _corners(space: InputSpace, seed: int) -> list[NamedBatch]:
     if space.image_shape is not None:
         return [
             NamedBatch(name, {"pixel_values": _random(seed, name).standard_normal((size, *space.image_shape), "f4")})
@@ -93,10 +131,11 @@ def batch_of(space: InputSpace, texts: int, tokens: int, *, seed: int = 0) -> Na
     """
     name = f"{texts}x{tokens}"
     rng = _random(seed, name)
+    if not space.takes(texts, tokens):
+        taken = bounds_text(space.bounds) if space.bounds else f"at most {space.max_length} tokens"
+        raise RunnerError(f"shape {name}: the model takes {taken}")
     if space.image_shape is not None:
         return NamedBatch(name, {"pixel_values": rng.standard_normal((texts, *space.image_shape), "f4")})
-    if tokens > space.max_length:
-        raise RunnerError(f"shape {name}: the model takes at most {space.max_length} tokens")
     return NamedBatch(name, _texts(rng, space, [tokens] * texts))
 
 

@@ -1,0 +1,227 @@
+"""TensorRT engines, of both flavors, on a GPU."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from adakron_export.artifact import TensorInfo
+from adakron_export.engines.folder import EngineFolder
+from adakron_export.engines.loading import LoadedEngine, load_engine
+from adakron_export.engines.profiles import Shape, bounds_text, choose_profile, shape_text, tensor_shape
+from adakron_export.errors import RunnerError
+from adakron_export.runtimes.base import Array, Batch, check_batch
+
+_RECORDED_SHAPES = 16  # each keeps a context, with memory for its activations
+
+
+class TensorRTRunner:
+    """An engine.
+
+    Args:
+        folder: Its opened folder.
+        cuda_graphs: Whether launches are recorded once per shape and replayed. TensorRT for RTX does that itself;
+            for TensorRT each shape keeps a context of its own, of the last 16 shapes.
+
+    Raises:
+        EngineError: The engine does not belong to this GPU or version, or there is no GPU.
+        MissingPackageError: Its flavor is not installed.
+        RunnerError: This PyTorch has no CUDA, which holds the tensors.
+    """
+
+    device = "cuda"
+
+    def __init__(self, folder: EngineFolder, *, cuda_graphs: bool = False) -> None:
+        self.manifest = folder.manifest
+        self._loaded = load_engine(folder)
+        self._memory = _GpuMemory()
+        self._by_itself = cuda_graphs and self.manifest.flavor == "rtx"
+        self._recording = cuda_graphs and not self._by_itself
+        self._contexts = {index: self._new_context(index) for index in range(len(self.manifest.bounds))}
+        self._recorded: OrderedDict[Shape, _Launch] = OrderedDict()
+        self._turn = threading.Lock()  # a context computes one batch at a time
+        self.name = f"{self._loaded.trt.__name__} {self.manifest.version} on {self._memory.device_name}"
+        self.input_names = tuple(info.name for info in self.manifest.inputs)
+        self.output_names = tuple(info.name for info in self.manifest.outputs)
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `Runner.run`. A shape outside the engine's profiles is an error."""
+        feed = self._feed(batch)
+        with self._turn, self._memory.on_stream():
+            launch = self._launch(self._shape(feed))
+            launch.put(feed)
+            launch.start()
+            return launch.get()
+
+    def prepare(self, batch: Batch) -> Callable[[], float]:
+        """A timed run; see `Runner.prepare`. Inputs and outputs stay on the GPU, and each run is awaited."""
+        feed = self._feed(batch)
+        with self._turn, self._memory.on_stream():
+            launch = self._new_launch(self._shape(feed))
+            launch.put(feed)
+            self._memory.synchronize()
+
+        def once() -> float:
+            with self._turn, self._memory.on_stream():
+                start = time.perf_counter()
+                launch.start()
+                self._memory.synchronize()
+                return time.perf_counter() - start
+
+        return once
+
+    def _feed(self, batch: Batch) -> dict[str, Array]:
+        check_batch(batch, self.input_names)
+        return {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype) for info in self.manifest.inputs}
+
+    def _shape(self, feed: Mapping[str, Array]) -> Shape:
+        """Texts and tokens; images have no tokens, and those of a profile mean nothing to them."""
+        array = next(iter(feed.values()))
+        return len(array), array.shape[1] if array.ndim == 2 else self.manifest.bounds[0][0][1]
+
+    def _launch(self, shape: Shape) -> _Launch:
+        """One that was recorded for the shape, or one for this batch alone."""
+        if not self._recording:
+            return self._new_launch(shape)
+        launch = self._recorded.pop(shape, None) or self._new_launch(shape)
+        self._recorded[shape] = launch
+        while len(self._recorded) > _RECORDED_SHAPES:
+            self._recorded.popitem(last=False)
+        return launch
+
+    def _new_launch(self, shape: Shape) -> _Launch:
+        profile = choose_profile(self.manifest.bounds, shape)
+        if profile is None:
+            raise RunnerError(
+                f"the batch is {shape_text(shape)} (texts x tokens), the engine takes "
+                f"{bounds_text(self.manifest.bounds)}; split the batch, or build it with another --max-shape"
+            )
+        context = self._new_context(profile) if self._recording else self._contexts[profile]
+        launch = _Launch(self._loaded, context, self._memory, self.manifest.inputs, self.manifest.outputs, shape)
+        if self._recording:
+            launch.record()
+        return launch
+
+    def _new_context(self, profile: int) -> Any:
+        engine, trt = self._loaded.engine, self._loaded.trt
+        if self._by_itself:
+            config = engine.create_runtime_config()
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = engine.create_execution_context(config)
+        else:
+            context = engine.create_execution_context()
+        if context is None:
+            raise RunnerError(f"the engine gets no context, perhaps for want of memory: {self._loaded.last_words()}")
+        if not context.set_optimization_profile_async(profile, self._memory.stream_handle):
+            raise RunnerError(f"the engine refuses its profile {profile}: {self._loaded.last_words()}")
+        self._memory.synchronize()
+        return context
+
+
+class _Launch:
+    """One shape in one context: where its inputs and outputs lie, and how it is started."""
+
+    def __init__(
+        self, loaded: LoadedEngine, context: Any, memory: _GpuMemory, inputs: tuple[TensorInfo, ...],
+        outputs: tuple[TensorInfo, ...], shape: Shape,
+    ) -> None:  # fmt: skip
+        self._loaded, self._context, self._memory = loaded, context, memory
+        self._inputs = {info.name: memory.zeros(tensor_shape(info, shape), info.dtype) for info in inputs}
+        self._set_shapes()
+        missing = context.infer_shapes()
+        if missing:
+            raise RunnerError(f"the engine's shapes of {', '.join(missing)} stay open at {shape_text(shape)}")
+        self._outputs = {
+            info.name: memory.zeros(tuple(context.get_tensor_shape(info.name)), info.dtype) for info in outputs
+        }
+        self._graph: Any = None
+
+    def put(self, feed: Mapping[str, Array]) -> None:
+        """Bring a batch to the GPU."""
+        for name, array in feed.items():
+            self._memory.upload(array, self._inputs[name])
+
+    def record(self) -> None:
+        """Record the launch; the first one is not recorded, for it may still allocate."""
+        self._enqueue()
+        self._graph = self._memory.record(self._enqueue)
+
+    def start(self) -> None:
+        """Begin to compute."""
+        if self._graph is not None:
+            self._graph.replay()
+            return
+        self._set_shapes()
+        self._enqueue()
+
+    def get(self) -> dict[str, Array]:
+        """Wait for the outputs."""
+        found = {name: self._memory.download(tensor) for name, tensor in self._outputs.items()}
+        self._memory.synchronize()
+        return found
+
+    def _set_shapes(self) -> None:
+        """A context that others use too has forgotten them."""
+        for name, tensor in self._inputs.items():
+            if not self._context.set_input_shape(name, tuple(tensor.shape)):
+                raise RunnerError(f"the engine refuses {name} {list(tensor.shape)}: {self._loaded.last_words()}")
+
+    def _enqueue(self) -> None:
+        for name, tensor in itertools.chain(self._inputs.items(), self._outputs.items()):
+            self._context.set_tensor_address(name, tensor.data_ptr())
+        if not self._context.execute_async_v3(self._memory.stream_handle):
+            raise RunnerError(f"the engine cannot run this batch: {self._loaded.last_words()}")
+
+
+class _GpuMemory:
+    """Tensors on the GPU, through PyTorch, whose allocators keep what they once had, page-locked memory included."""
+
+    def __init__(self) -> None:
+        import torch
+
+        if not torch.cuda.is_available():
+            raise RunnerError(
+                f"this PyTorch ({torch.__version__}) sees no CUDA device, which an engine needs; "
+                "`adakron-export doctor` says what is missing"
+            )
+        self._torch = torch
+        self._stream = torch.cuda.Stream()
+        self.stream_handle: int = self._stream.cuda_stream
+        self.device_name: str = torch.cuda.get_device_name()
+
+    def on_stream(self) -> Any:
+        """All that follows goes to the stream."""
+        return self._torch.cuda.stream(self._stream)
+
+    def zeros(self, shape: tuple[int, ...], dtype: str) -> Any:
+        """A tensor of a dtype as numpy names it; a recording runs on it first, and no token may be out of range."""
+        return self._torch.zeros(shape, dtype=getattr(self._torch, dtype), device="cuda")
+
+    def upload(self, array: Array, tensor: Any) -> None:
+        """Copy without waiting."""
+        tensor.copy_(self._torch.from_numpy(array).pin_memory(), non_blocking=True)
+
+    def download(self, tensor: Any) -> Array:
+        """Copy without waiting: read it after `synchronize`."""
+        host = self._torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        array: Array = host.numpy()
+        return array
+
+    def record(self, launch: Callable[[], None]) -> Any:
+        """A CUDA graph of what is launched."""
+        self.synchronize()
+        graph = self._torch.cuda.CUDAGraph()
+        with self._torch.cuda.graph(graph, stream=self._stream):
+            launch()
+        return graph
+
+    def synchronize(self) -> None:
+        """Wait for the stream."""
+        self._stream.synchronize()
