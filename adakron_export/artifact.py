@@ -24,8 +24,9 @@ CARD = "README.md"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx_data"
 FORMAT_VERSION = 1
-DTYPES = ("fp32", "fp16", "bf16", "int8")
 HALF_DTYPES = ("fp16", "bf16")
+QUANTISED_DTYPES = ("int8", "fp8")
+DTYPES = ("fp32", *HALF_DTYPES, *QUANTISED_DTYPES)
 MODULE_KEY = "adakron_export.module"  # metadata of a node: the module of the model that it comes from
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
 
@@ -54,7 +55,7 @@ class Manifest:
     Attributes:
         task: What the model is for, as the hub names it.
         target: The runtime the graph was lowered for.
-        dtype: ``fp32``, ``fp16``, ``bf16`` or ``int8``.
+        dtype: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``.
         opset: Version of the standard operators.
         inputs: In their order.
         outputs: In their order; always float32.
@@ -64,7 +65,7 @@ class Manifest:
         backbone: The backbone's name, without its folder.
         max_length: The longest input, in tokens.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
-        calibrated_on: The text that int8 with fixed scales was calibrated on.
+        calibrated_on: The text that int8 or fp8 with fixed scales was calibrated on.
         versions: Of the packages that made it.
         files: sha256 of every file but the manifest itself.
     """
@@ -87,7 +88,7 @@ class Manifest:
 
     @property
     def computes_in_half(self) -> bool:
-        """Whether it computes in half precision; int8 with fixed scales does where it is not int8."""
+        """Whether it computes in half precision; with fixed scales that is what is not in 8 bits."""
         return self.dtype in HALF_DTYPES or self.calibrated_on is not None
 
 

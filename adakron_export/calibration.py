@@ -1,4 +1,4 @@
-"""How the values are best rounded to int8, found on real text."""
+"""How the values are best rounded to int8 or fp8, found on real text."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import onnx_ir as ir
 
 from adakron_export.artifact import Artifact, Manifest, TensorInfo
 from adakron_export.graph.emulation import emulate
-from adakron_export.graph.passes.static_int8 import Rounding, products_by_input, weight_of
+from adakron_export.graph.passes.static_quantization import Kind, Rounding, products_by_input, weight_of
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.base import Array
 from adakron_export.runtimes.ort import OrtRunner
@@ -115,17 +115,23 @@ def best_smoothing(found: ChannelStatistics, weight: Array) -> Array | None:
 
 def calibrate(
     captured: ir.Model, manifest: Manifest, batches: Sequence[NamedBatch],
-    progress: Callable[[str], None] = lambda _: None, *, smoothing: Mapping[str, Array] | None = None,
+    progress: Callable[[str], None] = lambda _: None, *, kind: Kind = Kind.INT8,
+    smoothing: Mapping[str, Array] | None = None,
 ) -> dict[str, Rounding]:  # fmt: skip
-    """How every value is rounded that `StaticInt8Pass` rounds.
+    """How every value is rounded that `StaticQuantizationPass` rounds.
+
+    To fp8 small values are rounded as finely as large ones, so that neither smoothing nor cutting off would help.
 
     Args:
         captured: A graph in half precision, which is emulated.
         manifest: Its inputs.
         batches: Of real text; padding does not count.
         progress: Told of each batch.
+        kind: What they are rounded to.
         smoothing: By name; found on the text by default, which is then run twice.
     """
+    if kind is Kind.FP8:
+        return _largest(captured, manifest, batches, progress)
     weights = {
         str(value.name): np.concatenate([weight_of(node) for node in nodes], axis=1)
         for value, nodes in products_by_input(captured).items()
@@ -139,6 +145,16 @@ def calibrate(
         for name, rows in _rows(runner, batches, "ranges", progress):
             histograms[name].add(rows / divisors[name], matter[name])
     return {name: Rounding(histograms[name].best_range(), smoothing.get(name)) for name in weights}
+
+
+def _largest(
+    captured: ir.Model, manifest: Manifest, batches: Sequence[NamedBatch], progress: Callable[[str], None]
+) -> dict[str, Rounding]:
+    found = {str(value.name): 0.0 for value in products_by_input(captured)}
+    with _watched(captured, manifest, list(found)) as runner:
+        for name, rows in _rows(runner, batches, "magnitudes", progress):
+            found[name] = max(found[name], float(np.abs(rows).max(initial=0.0)))
+    return {name: Rounding(largest) for name, largest in found.items()}
 
 
 def _smoothing(weights: Mapping[str, Array], values: Iterable[tuple[str, Array]]) -> dict[str, Array]:

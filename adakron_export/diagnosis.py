@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from adakron_export.artifact import Artifact
 from adakron_export.calibration import calibrate
-from adakron_export.graph.passes.static_int8 import smoothing_in
+from adakron_export.graph.passes.static_quantization import Kind, smoothing_in
 from adakron_export.runtimes.ort import Device
 from adakron_export.sides import Side
 from adakron_export.validation.batches import NamedBatch
@@ -122,7 +122,7 @@ def _traced_checkpoint(
 def _exported_anew(checkpoint: Checkpoint, artifact: Artifact, pooling: Pooling, batch: NamedBatch) -> ir.Model:
     """The checkpoint as a graph of the same dtype, opset and target.
 
-    Fixed scales of int8 are found on the batch itself, after the artifact's own smoothing, so that values compare.
+    Fixed scales are found on the batch itself, after the artifact's own smoothing, so that values compare.
     """
     import onnx_ir as ir
 
@@ -140,5 +140,6 @@ def _exported_anew(checkpoint: Checkpoint, artifact: Artifact, pooling: Pooling,
     find = None
     if manifest.calibrated_on:
         smoothing = smoothing_in(ir.load(artifact.model))
-        find = partial(calibrate, manifest=manifest, batches=[batch], smoothing=smoothing)
+        kind = Kind(manifest.dtype)
+        find = partial(calibrate, manifest=manifest, batches=[batch], kind=kind, smoothing=smoothing)
     return build_graph(folded, opset=manifest.opset, target=target, dtype=manifest.dtype, calibrate=find)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adakron_export.artifact import MODEL, MODEL_DATA, Artifact, is_artifact, open_artifact
+from adakron_export.artifact import DTYPES, MODEL, MODEL_DATA, Artifact, is_artifact, open_artifact
 from adakron_export.engines.builder import BuiltEngine, EngineOptions, build_engine
 from adakron_export.engines.flavors import Flavor, flavor_named
 from adakron_export.engines.folder import (
@@ -28,7 +28,6 @@ from adakron_export.staging import check_replaceable, put_in_place, staged_folde
 from adakron_export.tokenizer_files import copy_tokenizer
 
 Progress = Callable[[str], None]
-DTYPES = ("fp32", "fp16", "bf16", "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,8 +67,9 @@ def export_engine(
         backbone: Of a checkpoint; what it names by default.
         task: Of a checkpoint; inferred by default.
         flavor: ``auto``, ``tensorrt`` or ``rtx``.
-        dtype: ``fp32``, ``fp16``, ``bf16`` or ``int8``; an artifact has its own, and a checkpoint is exported in fp16.
-        data: Text to calibrate a checkpoint's int8 on.
+        dtype: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``; an artifact has its own, and a
+            checkpoint is exported in fp16.
+        data: Text to calibrate a checkpoint's int8 or fp8 on.
         min_shape: The smallest texts and tokens; 1 and 1 by default.
         opt_shape: What it is tuned for; 8 and 128 by default.
         max_shape: The largest; 32 and 512 by default, or the model's longest input.

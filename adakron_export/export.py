@@ -23,6 +23,7 @@ from adakron_export.artifact import (
 from adakron_export.card import model_card
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import package_versions, require
+from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.input_space import model_space
 from adakron_export.onnx_file import write_model
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
 
     from adakron_export.adapter.checkpoint import Checkpoint
     from adakron_export.adapter.task_model import TaskModel
-    from adakron_export.graph.passes.static_int8 import Rounding
 
 Progress = Callable[[str], None]
 CALIBRATION_TEXTS = 256
@@ -85,9 +85,9 @@ def export_onnx(
         backbone: Folder or hub id; what the checkpoint names by default.
         task: Such as ``text-classification``, or a synonym; inferred by default.
         target: ``portable``, ``ort-cpu``, ``ort-cuda`` or ``tensorrt``.
-        dtype: Of the graph: ``fp32``, ``fp16``, ``bf16`` or ``int8``. Outputs are float32 in any case.
+        dtype: Of the graph: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``. Outputs are float32 in any case.
         opset: Version of the standard operators, 18 to 23.
-        data: Text to find the scales of int8 on, for target ``tensorrt``; read as for training.
+        data: Text to find the scales of int8 or fp8 on, for target ``tensorrt``; read as for training.
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
         validate: Compare with eager PyTorch, which needs ONNX Runtime.
         force: Write the artifact even where validation fails, or the adapters change nothing.
@@ -117,7 +117,7 @@ def export_onnx(
     folded = _folded(found, model, lowered_for, dtype)
     progress(f"export the graph (opset {opset})")
     describe = partial(_manifest, found, model, folded, dtype=dtype, target=lowered_for, opset=opset, data=data)
-    calibrate = partial(_roundings, found, eager, describe, data, progress) if data is not None else None
+    calibrate = partial(_roundings, found, eager, describe, data, Kind(dtype), progress) if data is not None else None
     graph = build_graph(folded, opset=opset, target=lowered_for, dtype=dtype, calibrate=calibrate)
     manifest = describe(graph)
     with staged_folder(folder) as staged:
@@ -211,18 +211,18 @@ def _folded(found: Checkpoint, model: PeftModel, target: Target, dtype: str) -> 
 
 
 def _roundings(
-    found: Checkpoint, eager: TaskModel, describe: Callable[[ir.Model], Manifest], data: str, progress: Progress,
-    captured: ir.Model,
+    found: Checkpoint, eager: TaskModel, describe: Callable[[ir.Model], Manifest], data: str, kind: Kind,
+    progress: Progress, captured: ir.Model,
 ) -> dict[str, Rounding]:  # fmt: skip
-    """The roundings to int8, on some of the text."""
+    """The roundings to 8 bits, on some of the text."""
     from adakron_export.calibration import calibrate
     from adakron_export.evaluation_data import read_evaluation, tokenizer_of
 
-    progress(f"calibrate int8 on {data}")
+    progress(f"calibrate {kind.value} on {data}")
     folder = tokenizer_folder(found)
     text = read_evaluation(data, task=eager.task, config=eager.config.to_dict(), tokenizer=tokenizer_of(folder),
                            space=model_space(eager, folder), limit=CALIBRATION_TEXTS, say=progress)  # fmt: skip
-    return calibrate(captured, describe(captured), text.batches, progress)
+    return calibrate(captured, describe(captured), text.batches, progress, kind=kind)
 
 
 def _write_model(graph: ir.Model, found: Checkpoint, model: PeftModel, folder: Path) -> None:

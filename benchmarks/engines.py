@@ -19,12 +19,19 @@ from typing import Any
 from backbone import minilm
 from machine import describe
 from peft import get_peft_model
-from transformers import AutoModelForSequenceClassification, BertConfig, BertForSequenceClassification, logging
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    logging,
+)
 
 from adakron_export import AdaKronConfig, export_onnx
 
 ROOT = Path(__file__).parents[1]
-DTYPES = ("fp32", "fp16", "bf16")
+DTYPES = ("fp32", "fp16", "bf16", "int8", "fp8")
+TEXT = ROOT / "models" / "demo" / "train.tsv"  # to calibrate on
 
 
 def main() -> None:
@@ -65,6 +72,9 @@ def checkpoint(name: str, folder: Path, layers: list[int] | None) -> tuple[Path,
     else:
         model = AutoModelForSequenceClassification.from_pretrained(backbone(name), num_labels=2)
     model.save_pretrained(folder / "backbone")
+    AutoTokenizer.from_pretrained(minilm() if name == "bert-base" else backbone(name)).save_pretrained(
+        folder / "backbone"
+    )
     model.name_or_path = str(folder / "backbone")
     config = AdaKronConfig(r=24, k=4, task_type="SEQ_CLS", init_weights=False, layers_to_transform=layers)
     get_peft_model(model, config).save_pretrained(str(folder / "adapter"))
@@ -78,7 +88,12 @@ def backbone(name: str) -> Path:
 
 def export(source: Path, folder: Path, dtype: str) -> Path:
     """The artifact, lowered for TensorRT."""
-    export_onnx(source, folder, target="tensorrt", dtype=dtype, validate=False)
+    data = None
+    if dtype in ("int8", "fp8"):
+        texts = (line.rpartition("\t")[0] for line in TEXT.read_text(encoding="utf-8").splitlines()[1:])
+        data = source.parent / "texts.jsonl"
+        data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    export_onnx(source, folder, target="tensorrt", dtype=dtype, data=data and str(data), validate=False)
     return folder
 
 

@@ -25,8 +25,8 @@ def _profiles(_context: click.Context, _option: click.Parameter, texts: tuple[st
 @options.backbone
 @options.task
 @click.option("--flavor", default="auto", show_default=True, help="tensorrt, or rtx, which needs no GPU to build.")
-@click.option("--dtype", metavar="NAME", help="fp32, fp16, bf16 or int8.  [default: the artifact's, or fp16]")
-@click.option("--data", metavar="DATA", help="Text to calibrate a checkpoint's int8 on; read as for train.")
+@click.option("--dtype", metavar="NAME", help="fp32, fp16, bf16, int8, fp8.  [default: artifact's, or fp16]")
+@click.option("--data", metavar="DATA", help="Text to calibrate a checkpoint's int8 or fp8 on.")
 @click.option("--min-shape", metavar="BxT", callback=_shape, help="Smallest texts and tokens.  [default: 1x1]")
 @click.option("--opt-shape", metavar="BxT", callback=_shape, help="What it is tuned for.  [default: 8x128]")
 @click.option("--max-shape", metavar="BxT", callback=_shape, help="Largest.  [default: 32x512, or the model's end]")

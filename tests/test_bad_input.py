@@ -16,7 +16,7 @@ from tiny import backbone_of, save_checkpoint
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"dtype": "fp8"}, ExportError, "dtype 'fp8' is unknown; choose one of fp32, fp16, bf16"),
+        ({"dtype": "fp7"}, ExportError, "dtype 'fp7' is unknown; choose one of fp32, fp16, bf16"),
         ({"target": "cpu"}, ExportError, "target 'cpu' is unknown"),
         ({"task": "translate"}, ExportError, "task 'translate' cannot be exported"),
         ({"atol": -1.0}, ExportError, "atol is -1.0"),

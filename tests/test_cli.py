@@ -76,7 +76,7 @@ def test_no_validate(cli, tmp_path):
     [
         (["onnx", "nowhere", "-o", "out"], "error: nowhere: no such folder, and the hub cannot be reached"),
         (["onnx", "/nowhere/at/all", "-o", "out"], "error: /nowhere/at/all: no such file or folder"),
-        (["onnx", DEMO, "-o", "out", "--dtype", "fp8"], "error: dtype 'fp8' is unknown"),
+        (["onnx", DEMO, "-o", "out", "--dtype", "fp7"], "error: dtype 'fp7' is unknown"),
         (["onnx", DEMO, "-o", "out", "--opset", "9"], "error: opset 9 is not supported"),
         (["inspect", "nowhere"], "error: nowhere"),
         (["validate", "nowhere", "--against", DEMO], "error: nowhere: no such folder"),

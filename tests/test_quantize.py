@@ -91,8 +91,10 @@ TEXT = str(DEMO / "train.tsv")
         ({"dtype": "int8", "target": "ort-cuda"}, "ort-cuda has no int8: use portable, ort-cpu, tensorrt"),
         ({"dtype": "int8", "target": "tensorrt"}, "needs text to find its scales on; pass --data"),
         ({"dtype": "int8", "target": "tensorrt", "data": TEXT, "opset": 18}, "needs opset 19"),
-        ({"dtype": "int8", "data": TEXT}, "--data is for int8 with target tensorrt"),
-        ({"dtype": "fp16", "target": "tensorrt", "data": TEXT}, "--data is for int8 with target tensorrt"),
+        ({"dtype": "int8", "data": TEXT}, "--data is for int8 and fp8 with target tensorrt"),
+        ({"dtype": "fp16", "target": "tensorrt", "data": TEXT}, "--data is for int8 and fp8 with target tensorrt"),
+        ({"dtype": "fp8", "data": TEXT}, "portable has no fp8: use tensorrt, or fp16 for portable"),
+        ({"dtype": "fp8", "target": "tensorrt"}, "fp8 for tensorrt needs text"),
     ],
 )
 def test_refusals(settings, message, tmp_path):
@@ -145,11 +147,34 @@ def test_a_wrong_scale_is_caught_and_named(static, tmp_path):
     assert report.divergence.layer.startswith("bert.encoder.layer.1")
 
 
-def test_an_engine_from_a_checkpoint(tmp_path):
+@pytest.mark.parametrize("dtype", ["int8", "fp8"])
+def test_an_engine_from_a_checkpoint(dtype, tmp_path):
     pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
-    built = export_engine(DEMO, tmp_path / "out", flavor="rtx", dtype="int8", data=TEXT, max_shape=(4, 32))
-    assert built.folder.manifest.dtype == "int8"
+    built = export_engine(DEMO, tmp_path / "out", flavor="rtx", dtype=dtype, data=TEXT, max_shape=(4, 32))
+    assert built.folder.manifest.dtype == dtype
     assert " ERROR" not in (tmp_path / "out" / "build.log").read_text()
+
+
+def test_fp8_holds_on_text_and_names_a_wrong_scale(tmp_path):
+    result = export_onnx(DEMO, tmp_path / "fp8", target="tensorrt", dtype="fp8", data=TEXT)
+    assert result.written
+    graph = onnx.load(tmp_path / "fp8/model.onnx").graph
+    kinds = [tensor.data_type for tensor in graph.initializer]
+    assert kinds.count(onnx.TensorProto.FLOAT8E4M3FN) == 3 * 6 + 1 + 1  # the zero point
+    assert onnx.TensorProto.INT8 not in kinds
+    report = validate(tmp_path / "fp8", against=DEMO, data=TEXT, limit=200)
+    assert report.passed
+    assert report.accuracy.metrics[0].candidate >= report.accuracy.metrics[0].reference - 0.005
+    assert result.parity.max_abs_error > 0.01
+    layer = "bert.encoder.layer.1.intermediate.dense"
+
+    def shrink(nodes, _):
+        scale = nodes[f"{layer}:QuantizeLinear"].inputs[1]
+        scale.const_value = ir.tensor(scale.const_value.numpy() / np.float16(50), name=scale.name)
+
+    report = validate(changed(tmp_path / "fp8", tmp_path / "wrong", shrink), against=DEMO)
+    assert not report.passed
+    assert report.divergence.layer.startswith("bert.encoder.layer.1")
 
 
 def test_ranges_cut_off_what_is_rare_and_far():

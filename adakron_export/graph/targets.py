@@ -9,16 +9,21 @@ from enum import Enum
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from adakron_export.artifact import QUANTISED_DTYPES
 from adakron_export.errors import ExportError
 from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
 
 
-class Int8(Enum):
-    """How a runtime computes with int8."""
+class Quantisation(Enum):
+    """How a runtime computes with 8 bits."""
 
     NOT = "not at all"
-    DYNAMIC = "activations are quantised at each run"
-    STATIC = "activations have fixed scales from a calibration, all else is in half precision"
+    DYNAMIC = "in int8, activations are quantised at each run"
+    STATIC = "in int8 or fp8, activations have fixed scales from a calibration, all else is in half precision"
+
+    def computes(self, dtype: str) -> bool:
+        """Whether it has a dtype of 8 bits."""
+        return self is Quantisation.STATIC or (self is Quantisation.DYNAMIC and dtype == "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,32 +35,32 @@ class Target:
         keeps_function: Whether `adakron::KronAdapter` stays a call, or is inlined.
         passes: Made anew for each graph, in their order.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
-        int8: How it computes with int8.
+        quantisation: How it computes with 8 bits.
     """
 
     name: str
     keeps_function: bool
     passes: tuple[Callable[[], ir.passes.InPlacePass], ...] = ()
     disabled_optimizers: tuple[str, ...] = ()
-    int8: Int8 = Int8.NOT
+    quantisation: Quantisation = Quantisation.NOT
 
 
 TARGETS = {
     target.name: target
     for target in (
         # Any runtime that inlines functions.
-        Target("portable", keeps_function=True, int8=Int8.DYNAMIC),
+        Target("portable", keeps_function=True, quantisation=Quantisation.DYNAMIC),
         # ONNX Runtime's CPU kernel of SkipLayerNormalization is slower than Add and LayerNormalization (1.32).
         Target(
             "ort-cpu",
             False,
             (MergeDownProjectionsPass,),
             disabled_optimizers=("SkipLayerNormFusion",),
-            int8=Int8.DYNAMIC,
+            quantisation=Quantisation.DYNAMIC,
         ),
         Target("ort-cuda", False, (MergeDownProjectionsPass,)),
         # Its parser inlines functions, and shows their names in messages and in the engine inspector.
-        Target("tensorrt", keeps_function=True, int8=Int8.STATIC),
+        Target("tensorrt", keeps_function=True, quantisation=Quantisation.STATIC),
     )
 }
 
@@ -83,16 +88,17 @@ def check_dtype(target: Target, dtype: str, *, opset: int, calibrated: bool) -> 
     Raises:
         ExportError: It cannot, or not with this opset, or text is missing or has no use.
     """
-    static = dtype == "int8" and target.int8 is Int8.STATIC
-    if dtype == "int8" and target.int8 is Int8.NOT:
-        able = [each.name for each in TARGETS.values() if each.int8 is not Int8.NOT]
-        raise ExportError(f"target {target.name} has no int8: use {', '.join(able)}, or fp16 for {target.name}")
+    quantised = dtype in QUANTISED_DTYPES
+    static = quantised and target.quantisation is Quantisation.STATIC
+    if quantised and not target.quantisation.computes(dtype):
+        able = [each.name for each in TARGETS.values() if each.quantisation.computes(dtype)]
+        raise ExportError(f"target {target.name} has no {dtype}: use {', '.join(able)}, or fp16 for {target.name}")
     if static and not calibrated:
-        raise ExportError(f"int8 for {target.name} needs text to find its scales on; pass --data (data=...)")
+        raise ExportError(f"{dtype} for {target.name} needs text to find its scales on; pass --data (data=...)")
     if calibrated and not static:
-        raise ExportError("--data is for int8 with target tensorrt; nothing else is calibrated")
+        raise ExportError("--data is for int8 and fp8 with target tensorrt; nothing else is calibrated")
     if static and opset < 19:
-        raise ExportError(f"int8 for {target.name} needs opset 19 or later, for scales in half precision")
+        raise ExportError(f"{dtype} for {target.name} needs opset 19 or later, for scales in half precision")
 
 
 def lower(model: ir.Model, target: Target, *, quantise: ir.passes.InPlacePass | None = None) -> ir.Model:
@@ -101,7 +107,7 @@ def lower(model: ir.Model, target: Target, *, quantise: ir.passes.InPlacePass | 
     Args:
         model: As it was captured.
         target: The runtime.
-        quantise: Makes weights int8; before functions are inlined, so that those of the adapters stay.
+        quantise: Rounds weights to 8 bits; before functions are inlined, so that those of the adapters stay.
     """
     lowered = model.clone()
     steps: list[ir.passes.PassBase] = [quantise] if quantise is not None else []

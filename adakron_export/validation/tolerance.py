@@ -55,12 +55,14 @@ class Tolerance:
 _OPTION = {"absolute": "atol", "relative": "rtol"}
 
 # The relative part is what the dtype's own rounding, 2^-24, 2^-11 and 2^-8, comes to through the layers of a model;
-# int8 has no such bound, and is held to what a sound export comes near to on real text.
+# 8 bits have no such bound, and are held to what a sound export comes near to on real text.
+_EIGHT_BITS = Tolerance(absolute=0.5, relative=0.15, cosine=0.97, top1=1.0, kl=0.3)
 TOLERANCES = {
     "fp32": Tolerance(absolute=1e-4, relative=0.0, cosine=0.99999, top1=1.0, kl=1e-6),
     "fp16": Tolerance(absolute=2e-3, relative=1e-2, cosine=0.999, top1=1.0, kl=1e-2),
     "bf16": Tolerance(absolute=2e-2, relative=8e-2, cosine=0.99, top1=1.0, kl=1e-1),
-    "int8": Tolerance(absolute=0.5, relative=0.15, cosine=0.97, top1=1.0, kl=0.3),
+    "int8": _EIGHT_BITS,
+    "fp8": _EIGHT_BITS,
 }
 
 

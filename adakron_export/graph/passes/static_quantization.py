@@ -1,10 +1,12 @@
-"""int8 weights and activations with fixed scales, for TensorRT."""
+"""int8 or fp8 weights and activations with fixed scales, for TensorRT."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -15,12 +17,36 @@ _SMOOTHING = "_smoothing"
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 
 
+class Kind(Enum):
+    """What values are rounded to; its value is its name as `--dtype` takes it."""
+
+    INT8 = "int8"
+    FP8 = "fp8"  # E4M3: three bits of mantissa, so that the error is relative; no infinity
+
+    @property
+    def top(self) -> int:
+        """The largest number that it holds."""
+        return LEVELS if self is Kind.INT8 else int(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
+
+    @property
+    def data_type(self) -> ir.DataType:
+        """As ONNX names it."""
+        return ir.DataType.INT8 if self is Kind.INT8 else ir.DataType.FLOAT8E4M3FN
+
+    def round(self, values: np.ndarray) -> np.ndarray:
+        """Values of at most `top`, rounded."""
+        clipped = np.clip(values, -self.top, self.top)
+        rounded: np.ndarray
+        rounded = np.round(clipped).astype(np.int8) if self is Kind.INT8 else clipped.astype(ml_dtypes.float8_e4m3fn)
+        return rounded
+
+
 @dataclass(frozen=True, slots=True)
 class Rounding:
     """How a value is rounded.
 
     Attributes:
-        largest: The magnitude that 127 stands for, after smoothing.
+        largest: The magnitude that the largest number stands for, after smoothing.
         smoothing: By channel, what the value is divided by before, and the rows of the weights are multiplied with,
             as in SmoothQuant (Xiao et al., 2023, equation 3); ``None`` for no change.
     """
@@ -30,36 +56,38 @@ class Rounding:
 
 
 @dataclass(slots=True)
-class StaticInt8Pass(ir.passes.InPlacePass):
-    """Products of int8 by int8, written as ``QuantizeLinear`` and ``DequantizeLinear``.
+class StaticQuantizationPass(ir.passes.InPlacePass):
+    """Products of int8 by int8, or fp8 by fp8, written as ``QuantizeLinear`` and ``DequantizeLinear``.
 
     1. In ``MatMul(X, W)`` and ``Gemm(X, W, B)`` with an initializer ``W``, ``X`` is smoothed where that helps and goes
-       through a pair of the two with one symmetric scale; ``W`` becomes int8 with one scale per column, followed by a
-       ``DequantizeLinear``. TensorRT makes one int8 product of them.
+       through a pair of the two with one symmetric scale; ``W`` is rounded with one scale per column, followed by a
+       ``DequantizeLinear``. TensorRT makes one product of them.
     2. Products of the same ``X`` share its pair. Scales have the dtype of the graph, so that all else stays in it.
     3. The same products as for `DynamicInt8Pass` stay as they are, adapters among them; so do embedding tables.
 
     Attributes:
         roundings: By the name of each ``X``.
+        kind: What to round to.
     """
 
     roundings: Mapping[str, Rounding]
+    kind: Kind = Kind.INT8
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph."""
         products = products_by_input(model)
         for value, nodes in products.items():
             rounding = self.roundings[str(value.name)]
-            rounded = _round(model.graph, nodes[0], value, rounding)
+            rounded = _round(model.graph, nodes[0], value, rounding, self.kind)
             for node in nodes:
-                weight = _int8_weight(model.graph, node, rounding)
+                weight = _rounded_weight(model.graph, node, rounding, self.kind)
                 node.replace_input_with(0, rounded)
                 node.replace_input_with(1, weight)
         return ir.passes.PassResult(model, modified=bool(products))
 
 
 def products_by_input(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
-    """The products that `StaticInt8Pass` rewrites, by the value that it rounds for them."""
+    """The products that `StaticQuantizationPass` rewrites, by the value that it rounds for them."""
     found: dict[ir.Value, list[ir.Node]] = {}
     for node in model.graph:
         if is_product(node) and node.inputs[0] is not None:
@@ -82,7 +110,7 @@ def weight_of(node: ir.Node) -> np.ndarray:
     return array.T if integer_of(node, "transB") else array
 
 
-def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, rounding: Rounding) -> ir.Value:
+def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, rounding: Rounding, kind: Kind) -> ir.Value:
     dtype = array_of(node.inputs[1]).dtype
     smooth = value
     if rounding.smoothing is not None:
@@ -93,33 +121,33 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, rounding: Rounding) 
         smooth.name = f"{value.name}_smooth"
         _say(smooth, value.dtype, value)
         graph.insert_before(node, scaled)
-    scale = max(rounding.largest / LEVELS, _SMALLEST_SCALE)
-    return _pair(graph, node, smooth, np.array(scale, dtype=dtype))
+    scale = max(rounding.largest / kind.top, _SMALLEST_SCALE)
+    return _pair(graph, node, smooth, np.array(scale, dtype=dtype), kind)
 
 
-def _pair(graph: ir.Graph, node: ir.Node, value: ir.Value, scale: np.ndarray) -> ir.Value:
+def _pair(graph: ir.Graph, node: ir.Node, value: ir.Value, scale: np.ndarray, kind: Kind) -> ir.Value:
     held = initializer(graph, f"{value.name}_scale", scale)
-    zero = initializer(graph, "int8_zero", np.array(0, dtype=np.int8))
+    zero = initializer(graph, f"{kind.value}_zero", kind.round(np.array(0.0)))
     down = ir.node("QuantizeLinear", [value, held, zero])
     up = ir.node("DequantizeLinear", [down.outputs[0], held, zero])
     for each in (down, up):
         each.metadata_props.update(node.metadata_props)
-    _say(down.outputs[0], ir.DataType.INT8, value)
+    _say(down.outputs[0], kind.data_type, value)
     _say(up.outputs[0], held.dtype, value)
     graph.insert_before(node, [down, up])
     return up.outputs[0]
 
 
-def _int8_weight(graph: ir.Graph, node: ir.Node, rounding: Rounding) -> ir.Value:
+def _rounded_weight(graph: ir.Graph, node: ir.Node, rounding: Rounding, kind: Kind) -> ir.Value:
     weight, name = node.inputs[1], node.outputs[0].name
     assert weight is not None
     dtype, transposed = array_of(weight).dtype, bool(integer_of(node, "transB"))
     array = weight_of(node)
     if rounding.smoothing is not None:
         array = array * rounding.smoothing[:, None]
-    scales = np.maximum(np.abs(array).max(axis=0) / LEVELS, _SMALLEST_SCALE).astype(dtype)
-    levels = np.clip(np.round(array / scales.astype(np.float32)), -LEVELS, LEVELS).astype(np.int8)
-    held = initializer(graph, f"{name}_weight_int8", np.ascontiguousarray(levels.T) if transposed else levels)
+    scales = np.maximum(np.abs(array).max(axis=0) / kind.top, _SMALLEST_SCALE).astype(dtype)
+    levels = kind.round(array / scales.astype(np.float32))
+    held = initializer(graph, f"{name}_weight_{kind.value}", np.ascontiguousarray(levels.T) if transposed else levels)
     factors = initializer(graph, f"{name}_weight_scale", scales)
     up = ir.node("DequantizeLinear", [held, factors], {"axis": 0 if transposed else 1})
     up.metadata_props.update(node.metadata_props)
