@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import median
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from adakron_export.runtimes.base import Runner
     from adakron_export.validation.batches import InputSpace, NamedBatch
     from adakron_export.validation.load import Observed, Scenario
+
+    Opener = Callable[["RunnerSettings"], tuple[Runner, InputSpace]]
 
 _STEADY, _STEADY_RUNS = 0.03, 5  # two groups of so many runs have medians that are so near
 _LONGEST_WARM_UP_S, _LONGEST_WARM_UP_RUNS = 3.0, 500
@@ -55,17 +57,17 @@ class RunnerProcess:
 
     Args:
         settings: What to open.
+        command: What serves it, through `serve`; this module by default.
 
     Raises:
         RunnerError: It cannot be opened; the message is the one of `open_runner`.
     """
 
-    def __init__(self, settings: RunnerSettings) -> None:
+    def __init__(self, settings: RunnerSettings, command: Sequence[str] = ("-m", "adakron_export.worker")) -> None:
         self.settings = settings
-        command = [sys.executable, "-m", "adakron_export.worker"]
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115, RUF100 - a pipe that nobody reads would fill up
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
+            [sys.executable, *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._errors, text=True
         )
         try:
             opened = self.ask("open", **asdict(settings))
@@ -156,7 +158,8 @@ class RunnerProcess:
 class _Served:
     """The child's side."""
 
-    def __init__(self) -> None:
+    def __init__(self, open_runner: Opener) -> None:
+        self.open_runner = open_runner
         self.runner: Runner | None = None
         self.space: InputSpace | None = None
         self.batch: NamedBatch | None = None
@@ -165,7 +168,7 @@ class _Served:
 
     def open(self, **settings: Any) -> dict[str, Any]:
         start = time.perf_counter()
-        self.runner, self.space = _open(RunnerSettings(**settings))
+        self.runner, self.space = self.open_runner(RunnerSettings(**settings))
         seconds = time.perf_counter() - start
         space = self.space
         return {"name": self.runner.name, "load_s": seconds, "max_length": space.max_length, "bounds": space.bounds}
@@ -208,7 +211,8 @@ class _Served:
         return {"peak_mb": peak_memory_mb()}
 
 
-def _open(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
+def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
+    """Open an artifact, an engine or a checkpoint, and say what it takes."""
     from adakron_export.artifact import is_artifact, open_artifact
     from adakron_export.engines.folder import is_engine, open_engine
     from adakron_export.input_space import exported_space, model_space
@@ -262,11 +266,15 @@ def peak_memory_mb() -> float | None:
     return int(found[1]) * 1024 / 1e6 if found else None
 
 
-def main() -> None:
-    """Answer requests until the parent is gone."""
+def serve(open_runner: Opener = open_any) -> None:
+    """Answer requests until the parent is gone.
+
+    Args:
+        open_runner: What opens the runner that is measured.
+    """
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no answer
-    served = _Served()
+    served = _Served(open_runner)
     for line in sys.stdin:
         request = json.loads(line)
         try:
@@ -280,4 +288,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve()

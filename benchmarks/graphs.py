@@ -1,0 +1,259 @@
+"""The graphs that benchmarks/latency.py compares: ours, those of other tools, and some built by hand."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from peft import get_peft_model
+from torch import Tensor
+from transformers import BertConfig, BertForSequenceClassification
+
+from adakron_export import AdaKronConfig, export_onnx
+from adakron_export.adapter.pooling import read_pooling
+from adakron_export.adapter.task_model import TaskModel
+from adakron_export.graph.build import build_graph
+from adakron_export.graph.passes.rewriting import initializer
+from adakron_export.graph.targets import target_named
+from adakron_export.onnx_file import write_model
+from adakron_export.tasks import Task
+
+NAMES = ("input_ids", "attention_mask", "token_type_ids")
+SHAPE = {0: "batch_size", 1: "sequence_length"}
+
+
+class NotHere(Exception):  # noqa: N818 - it is no error
+    """What a side needs is not installed."""
+
+
+def once(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
+    """Make each side once."""
+    return functools.cache(make)
+
+
+@once
+def checkpoint(folder: Path) -> Path:
+    """A BERT-base-sized classifier with adapters in every layer."""
+    torch.manual_seed(0)
+    model: Any = BertForSequenceClassification(BertConfig())
+    model.save_pretrained(folder / "backbone")
+    model.name_or_path = str(folder / "backbone")
+    config = AdaKronConfig(r=48, k=4, task_type="SEQ_CLS", init_weights=False)
+    get_peft_model(model, config).save_pretrained(str(folder / "checkpoint"))
+    return folder / "checkpoint"
+
+
+@once
+def artifact(folder: Path) -> Path:
+    """Ours."""
+    export_onnx(checkpoint(folder), folder / "artifact", target="ort-cpu", validate=False)
+    return folder / "artifact"
+
+
+@once
+def artifact_int8(folder: Path) -> Path:
+    """Ours in int8."""
+    export_onnx(checkpoint(folder), folder / "artifact-int8", target="ort-cpu", dtype="int8", validate=False)
+    return folder / "artifact-int8"
+
+
+@once
+def bare(folder: Path) -> Path:
+    """Ours, without adapters."""
+    model = TaskModel(bare_model(folder), Task.TEXT_CLASSIFICATION, pooling=read_pooling(folder / "backbone")).eval()
+    graph = build_graph(model, opset=20, target=target_named("ort-cpu"), dtype="fp32")
+    (folder / "bare").mkdir()
+    write_model(graph, folder / "bare")
+    return folder / "bare" / "model.onnx"
+
+
+def bare_model(folder: Path, attention: str = "sdpa") -> Any:
+    """The backbone alone."""
+    checkpoint(folder)
+    return BertForSequenceClassification.from_pretrained(folder / "backbone", attn_implementation=attention).eval()
+
+
+@once
+def bare_fused_qkv(folder: Path) -> Path:
+    """The same with one product for queries, keys and values."""
+    model = ir.load(bare(folder))
+    for add in list(model.graph):
+        name = str(add.outputs[0].name)
+        source = add.inputs[0].producer() if add.op_type == "Add" and add.inputs[0] is not None else None
+        if source is None or source.op_type != "MatMul" or source.inputs[0] is None:
+            continue
+        products = [use.node for use in source.inputs[0].uses() if use.node.op_type == "MatMul"]
+        if len(products) != 3 or source is not products[0]:
+            continue
+        adds = [product.outputs[0].uses()[0].node for product in products]
+        weights, biases = ([node.inputs[1].const_value.numpy() for node in nodes] for nodes in (products, adds))  # type: ignore[union-attr]
+        parts = initializer(model.graph, "three_parts", np.array([weight.shape[1] for weight in weights]))
+        fused = ir.node(
+            "MatMul", [source.inputs[0], initializer(model.graph, f"{name}_w", np.concatenate(weights, 1))]
+        )
+        biased = ir.node("Add", [fused.outputs[0], initializer(model.graph, f"{name}_b", np.concatenate(biases))])
+        split = ir.node("Split", [biased.outputs[0], parts], {"axis": -1}, num_outputs=3)
+        model.graph.insert_before(source, [fused, biased, split])
+        for each, product, output in zip(adds, products, split.outputs, strict=True):
+            each.outputs[0].replace_all_uses_with(output)
+            model.graph.remove([each, product], safe=True)
+    (folder / "bare-fused-qkv").mkdir()
+    write_model(model, folder / "bare-fused-qkv")
+    return folder / "bare-fused-qkv" / "model.onnx"
+
+
+@once
+def bare_standard_attention(folder: Path) -> Path:
+    """The exporter's, with the standard operator Attention."""
+    return torch_export(bare_model(folder), folder / "bare-attention.onnx", opset=23)
+
+
+@once
+def bare_contrib_attention(folder: Path) -> Path:
+    """ONNX Runtime's own optimiser, which finds its operator Attention: queries, keys and values fused."""
+    return optimised(bare_eager(folder), folder / "bare-contrib.onnx", multi_head=False)
+
+
+@once
+def bare_multi_head_attention(folder: Path) -> Path:
+    """The same with its operator MultiHeadAttention."""
+    return optimised(bare_eager(folder), folder / "bare-mha.onnx", multi_head=True)
+
+
+@once
+def bare_eager(folder: Path) -> Path:
+    """What ONNX Runtime's optimiser knows to read: the older exporter, with attention in plain operators."""
+    file, model = folder / "bare-eager.onnx", WithNames(bare_model(folder, "eager")).eval()
+    axes = dict.fromkeys(NAMES, SHAPE)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(model, sample(), file, dynamo=False, opset_version=17, input_names=list(NAMES),
+                          output_names=["logits"], dynamic_axes=axes)  # fmt: skip
+    return file
+
+
+@once
+def plain(folder: Path) -> Path:
+    """torch.onnx.export of the model as it was trained."""
+    from adakron_export import load_model
+
+    return torch_export(load_model(checkpoint(folder)).get_base_model(), folder / "plain.onnx", opset=20)
+
+
+@once
+def ort_optimised(folder: Path) -> Path:
+    """ONNX Runtime's own optimiser on the plain export."""
+    return optimised(plain(folder), folder / "ort-optimised.onnx", multi_head=False, skip_layer_norm=True)
+
+
+@once
+def slimmed(folder: Path) -> Path:
+    """Onnxslim on the plain export."""
+    needs("onnxslim")
+    import onnxslim
+
+    with contextlib.redirect_stdout(sys.stderr):
+        onnxslim.slim(str(plain(folder)), str(folder / "slimmed.onnx"))
+    return folder / "slimmed.onnx"
+
+
+@once
+def openvino(folder: Path) -> Path:
+    """Our graph."""
+    needs("openvino")
+    return artifact(folder) / "model.onnx"
+
+
+@once
+def openvino_int8(folder: Path) -> Path:
+    """Our graph, quantised by NNCF for OpenVINO."""
+    needs("openvino", "nncf")
+    import nncf
+    import openvino as ov
+
+    rng = np.random.default_rng(0)
+    shapes = [(1, int(tokens)) for tokens in rng.integers(8, 128, size=64)]
+    batches = [dict(zip(NAMES, (rng.integers(1000, 30000, shape), np.ones(shape, "i8"), np.zeros(shape, "i8")),
+                        strict=True)) for shape in shapes]  # fmt: skip
+    model = ov.Core().read_model(artifact(folder) / "model.onnx")
+    quantised = nncf.quantize(model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=64)
+    ov.save_model(quantised, folder / "openvino-int8.xml", compress_to_fp16=False)
+    return folder / "openvino-int8.xml"
+
+
+class WithNames(torch.nn.Module):
+    """A classifier whose inputs are in our order, and whose output is the logits."""
+
+    def __init__(self, model: torch.nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids: Tensor, mask: Tensor, types: Tensor) -> Any:
+        """The logits."""
+        return self.model(input_ids=ids, attention_mask=mask, token_type_ids=types).logits
+
+
+def sample() -> tuple[Tensor, Tensor, Tensor]:
+    """A batch to trace on."""
+    ids = torch.randint(1000, 30000, (2, 16))
+    return ids, torch.ones_like(ids), torch.zeros_like(ids)
+
+
+def torch_export(model: torch.nn.Module, file: Path, *, opset: int) -> Path:
+    """PyTorch's exporter."""
+    shapes = ({0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=512)},) * 3
+    torch.onnx.export(WithNames(model).eval(), sample(), file, dynamo=True, opset_version=opset, input_names=NAMES,
+                      output_names=["logits"], dynamic_shapes=shapes, external_data=False)  # fmt: skip
+    return file
+
+
+def optimised(source: Path, file: Path, *, multi_head: bool, skip_layer_norm: bool = False) -> Path:
+    """ONNX Runtime's transformers optimiser."""
+    from onnxruntime.transformers import optimizer
+    from onnxruntime.transformers.fusion_options import FusionOptions
+
+    options = FusionOptions("bert")
+    options.enable_skip_layer_norm = options.enable_embed_layer_norm = skip_layer_norm
+    options.use_multi_head_attention = multi_head
+    found = optimizer.optimize_model(str(source), "bert", num_heads=12, hidden_size=768, optimization_options=options)
+    found.save_model_to_file(str(file))
+    return file
+
+
+def needs(*modules: str) -> None:
+    """Leave a side out where a module is missing."""
+    if not all(importlib.util.find_spec(name) for name in modules):
+        raise NotHere
+
+
+def size(artifact: Path) -> int:
+    """Bytes of the graph and its weights."""
+    return sum(file.stat().st_size for file in artifact.glob("model.onnx*"))
+
+
+# What `RunnerSettings.path` is for each side; with a colon it is a peer's.
+SIDES: dict[str, Callable[[Path], str]] = {
+    "eager": lambda folder: str(checkpoint(folder)),
+    "torch.compile": lambda folder: f"torch.compile:{checkpoint(folder)}",
+    "artifact": lambda folder: str(artifact(folder)),
+    "artifact-int8": lambda folder: str(artifact_int8(folder)),
+    "bare": lambda folder: f"onnxruntime-without-skip:{bare(folder)}",
+    "bare, fused QKV": lambda folder: f"onnxruntime-without-skip:{bare_fused_qkv(folder)}",
+    "bare, Attention 23": lambda folder: f"onnxruntime-without-skip:{bare_standard_attention(folder)}",
+    "bare, contrib Attention": lambda folder: f"onnxruntime-without-skip:{bare_contrib_attention(folder)}",
+    "bare, MultiHeadAttention": lambda folder: f"onnxruntime-without-skip:{bare_multi_head_attention(folder)}",
+    "plain export": lambda folder: f"onnxruntime:{plain(folder)}",
+    "ONNX Runtime's optimiser": lambda folder: f"onnxruntime:{ort_optimised(folder)}",
+    "onnxslim": lambda folder: f"onnxruntime:{slimmed(folder)}",
+    "openvino": lambda folder: f"openvino:{openvino(folder)}",
+    "openvino-int8": lambda folder: f"openvino:{openvino_int8(folder)}",
+}
