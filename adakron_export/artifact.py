@@ -4,6 +4,7 @@ model.onnx (+ model.onnx_data)   the graph, named as Hugging Face tools expect i
 config.json, tokenizer files     so that those tools open the folder as it is
 adakron_export.json              the manifest
 parity.json                      what was compared, and the result
+calibration.json                 of int8 and fp8 with fixed scales: the tokens of the text they were found on
 README.md                        a model card
 """
 
@@ -21,6 +22,7 @@ from adakron_export.tasks import Task
 MANIFEST = "adakron_export.json"
 PARITY = "parity.json"
 CARD = "README.md"
+CALIBRATION = "calibration.json"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx_data"
 FORMAT_VERSION = 1
@@ -65,6 +67,7 @@ class Manifest:
         backbone: The backbone's name, without its folder.
         max_length: The longest input, in tokens.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
+        float_dtype: Of all that is not in 8 bits.
         calibrated_on: The text that int8 or fp8 with fixed scales was calibrated on.
         versions: Of the packages that made it.
         files: sha256 of every file but the manifest itself.
@@ -82,14 +85,15 @@ class Manifest:
     backbone: str
     max_length: int | None
     disabled_optimizers: tuple[str, ...] = ()
+    float_dtype: str = "fp32"
     calibrated_on: str | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
     @property
     def computes_in_half(self) -> bool:
-        """Whether it computes in half precision; with fixed scales that is what is not in 8 bits."""
-        return self.dtype in HALF_DTYPES or self.calibrated_on is not None
+        """Whether what is not in 8 bits is in half precision."""
+        return self.float_dtype in HALF_DTYPES
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,20 @@ class Artifact:
         """What validation said when it was exported; ``None`` where it was left out."""
         path = self.folder / PARITY
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def calibration_tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens that fixed scales were found on; empty where there are none.
+
+        Raises:
+            ArtifactError: The file cannot be read.
+        """
+        path = self.folder / CALIBRATION
+        if not path.is_file():
+            return ()
+        try:
+            return tuple(int(token) for token in json.loads(path.read_text(encoding="utf-8"))["token_ids"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise ArtifactError(f"{path}: not readable ({type(error).__name__}: {error})") from error
 
     def changed_files(self) -> list[str]:
         """Files that are missing, or no longer what was written."""
@@ -210,6 +228,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
     _require(all(isinstance(text, str) for text in texts), "a name, version or sha256 is no text")
     _require(manifest.task in list(Task), f"task is {manifest.task!r}")
     _require(manifest.dtype in DTYPES, f"dtype is {manifest.dtype!r}")
+    _require(manifest.float_dtype in ("fp32", *HALF_DTYPES), f"float_dtype is {manifest.float_dtype!r}")
     _require(isinstance(manifest.calibrated_on, str | None), f"calibrated_on is {manifest.calibrated_on!r}")
     _require(type(manifest.opset) is int, f"opset is {manifest.opset!r}")
     longest = manifest.max_length

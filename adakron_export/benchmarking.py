@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron_export.artifact import open_artifact
+from adakron_export.device import Device
 from adakron_export.engines.folder import is_engine, open_engine
 from adakron_export.engines.loading import check_loadable
 from adakron_export.errors import RunnerError
@@ -140,7 +141,7 @@ def bench(
             reference.
         backbone: The checkpoint's backbone, where it names none.
         shapes: Texts and tokens; those of the baseline, or else `SHAPES` as far as the model takes them.
-        device: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``; eager PyTorch is on ``cuda`` for all but ``cpu``.
+        device: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``; ``openvino`` is on the CPU.
             Beside an engine everything runs on the GPU.
         threads: Of one operator; each runtime's choice by default.
         budget_s: What the rounds may take, in seconds; warm-up comes on top. Each load takes as long as the rounds.
@@ -207,9 +208,8 @@ def _settings(
         open_artifact(artifacts[tasks.index(None)])
     found: dict[str, RunnerSettings] = {}
     if against is not None:
-        eager_device = "cpu" if device == "cpu" else "cuda"
         folder = str(backbone) if backbone else None
-        found[EAGER] = RunnerSettings(str(against), eager_device, threads, folder, tasks[0])
+        found[EAGER] = RunnerSettings(str(against), Device.named(device).of_eager, threads, folder, tasks[0])
     for path in artifacts:
         name = Path(path).resolve().name
         label = name if name not in found else str(path)

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 from adakron_export.artifact import Artifact
 from adakron_export.calibration import calibrate
+from adakron_export.device import Device
 from adakron_export.graph.passes.static_quantization import Kind, smoothing_in
-from adakron_export.runtimes.ort import Device
 from adakron_export.sides import Side
 from adakron_export.validation.batches import NamedBatch
 from adakron_export.validation.divergence import Divergence, LayerError, first_divergence, layer_errors
@@ -67,13 +67,19 @@ def _traced(right: Side, candidate: Side, batch: NamedBatch, tolerance: Toleranc
     return _traced_checkpoint(right, candidate, nodes, batch, tolerance)
 
 
+def _traced_on(side: Side) -> Device:
+    """Where ONNX Runtime shows what is inside; OpenVINO does not."""
+    device = Device(getattr(side.runner, "device", Device.CPU))
+    return Device.CPU if device.on_cpu else device
+
+
 def _nodes_of(side: Side, batch: NamedBatch) -> list[TracedNode]:
     import onnx_ir as ir
 
     from adakron_export.tracing import trace_graph
 
     assert side.artifact is not None
-    device = getattr(side.runner, "device", Device.CPU)
+    device = _traced_on(side)
     return trace_graph(ir.load(side.artifact.model), side.artifact.manifest, batch.inputs, device=device)
 
 
@@ -107,7 +113,7 @@ def _traced_checkpoint(
     assert right.checkpoint is not None
     assert candidate.artifact is not None
     eager, manifest = right.eager, candidate.artifact.manifest
-    device = getattr(candidate.runner, "device", Device.CPU)
+    device = _traced_on(candidate)
     adapters = {name for name, module in eager.model.named_modules() if isinstance(module, AdaKronLayer)}
     expected = right.runner.trace(batch.inputs)
     anew = _exported_anew(right.checkpoint, candidate.artifact, eager.pooling, batch)

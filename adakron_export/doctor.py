@@ -91,6 +91,7 @@ def _abilities(providers: tuple[str, ...], versions: dict[str, str], *, gpu: boo
     return [
         Ability("export to ONNX", works=True),
         Ability("validate, run and time artifacts on the CPU", bool(providers), "pip install 'adakron-export[cpu]'"),
+        Ability("run artifacts with OpenVINO", "openvino" in versions, "pip install 'adakron-export[openvino]'"),
         Ability("train", train, "pip install 'adakron-export[train]'"),
         Ability(
             "run artifacts on the GPU with ONNX Runtime", gpu and cuda,

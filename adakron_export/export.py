@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifact import (
+    CALIBRATION,
     CARD,
     PARITY,
     Artifact,
@@ -21,6 +22,7 @@ from adakron_export.artifact import (
     write_manifest,
 )
 from adakron_export.card import model_card
+from adakron_export.device import Device
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import package_versions, require
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
@@ -84,10 +86,10 @@ def export_onnx(
         output: The artifact's folder. An artifact that is there is replaced, in one step, at the end.
         backbone: Folder or hub id; what the checkpoint names by default.
         task: Such as ``text-classification``, or a synonym; inferred by default.
-        target: ``portable``, ``ort-cpu``, ``ort-cuda`` or ``tensorrt``.
+        target: ``portable``, ``ort-cpu``, ``openvino``, ``ort-cuda`` or ``tensorrt``.
         dtype: Of the graph: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``. Outputs are float32 in any case.
         opset: Version of the standard operators, 18 to 23.
-        data: Text to find the scales of int8 or fp8 on, for target ``tensorrt``; read as for training.
+        data: Text to find the scales of int8 or fp8 on, for target ``tensorrt`` or ``openvino``; read as for training.
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
         validate: Compare with eager PyTorch, which needs ONNX Runtime.
         force: Write the artifact even where validation fails, or the adapters change nothing.
@@ -105,6 +107,8 @@ def export_onnx(
     check_dtype(lowered_for, dtype, opset=opset, calibrated=data is not None)
     tolerance = tolerance_for(dtype).changed({"absolute": atol})
     _check_place(folder, runs=validate or data is not None)
+    if validate and lowered_for.device is Device.OPENVINO:
+        require("openvino", extra="openvino")
     progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
     from adakron_export.adapter.loading import load_model
@@ -117,15 +121,17 @@ def export_onnx(
     folded = _folded(found, model, lowered_for, dtype)
     progress(f"export the graph (opset {opset})")
     describe = partial(_manifest, found, model, folded, dtype=dtype, target=lowered_for, opset=opset, data=data)
-    calibrate = partial(_roundings, found, eager, describe, data, Kind(dtype), progress) if data is not None else None
+    calibrate = _Calibration(found, eager, describe, data, Kind(dtype), progress) if data is not None else None
     graph = build_graph(folded, opset=opset, target=lowered_for, dtype=dtype, calibrate=calibrate)
     manifest = describe(graph)
     with staged_folder(folder) as staged:
         progress("write the model")
         _write_model(graph, found, model, staged)
+        if calibrate is not None:
+            _write_json(staged / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibrate.token_ids})
         artifact = Artifact(staged, manifest)
         del graph
-        report = _proven(artifact, eager, folded, tolerance, progress) if validate else None
+        report = _proven(artifact, eager, folded, lowered_for.device, tolerance, progress) if validate else None
         if report is not None and not report.passed and not force:
             return ExportResult(folder, written=False, parity=report, artifact=None)
         (staged / CARD).write_text(model_card(artifact, folder.name), encoding="utf-8")
@@ -135,11 +141,11 @@ def export_onnx(
 
 
 def _proven(
-    artifact: Artifact, eager: TaskModel, folded: TaskModel, tolerance: Tolerance, progress: Progress
+    artifact: Artifact, eager: TaskModel, folded: TaskModel, device: Device, tolerance: Tolerance, progress: Progress
 ) -> ParityReport:
     """Compare with eager PyTorch, and write down what came out."""
     progress("validate against eager PyTorch")
-    report = prove(artifact, eager, tolerance=tolerance, progress=progress)
+    report = prove(artifact, eager, tolerance=tolerance, device=device, progress=progress)
     if any(row.non_finite for row in report.rows):
         report = replace(report, overflow=find_overflow(folded))
     _write_json(artifact.folder / PARITY, report.to_json())
@@ -210,19 +216,33 @@ def _folded(found: Checkpoint, model: PeftModel, target: Target, dtype: str) -> 
     return _task_model(found, model, module)
 
 
-def _roundings(
-    found: Checkpoint, eager: TaskModel, describe: Callable[[ir.Model], Manifest], data: str, kind: Kind,
-    progress: Progress, captured: ir.Model,
-) -> dict[str, Rounding]:  # fmt: skip
-    """The roundings to 8 bits, on some of the text."""
-    from adakron_export.calibration import calibrate
-    from adakron_export.evaluation_data import read_evaluation, tokenizer_of
+@dataclass(slots=True)
+class _Calibration:
+    """Finds the roundings to 8 bits of a captured graph, on some of the text.
 
-    progress(f"calibrate {kind.value} on {data}")
-    folder = tokenizer_folder(found)
-    text = read_evaluation(data, task=eager.task, config=eager.config.to_dict(), tokenizer=tokenizer_of(folder),
-                           space=model_space(eager, folder), limit=CALIBRATION_TEXTS, say=progress)  # fmt: skip
-    return calibrate(captured, describe(captured), text.batches, progress, kind=kind)
+    Attributes:
+        token_ids: What the text is made of, once it was read.
+    """
+
+    found: Checkpoint
+    eager: TaskModel
+    describe: Callable[[ir.Model], Manifest]
+    data: str
+    kind: Kind
+    progress: Progress
+    token_ids: list[int] = field(default_factory=list)
+
+    def __call__(self, captured: ir.Model) -> dict[str, Rounding]:
+        from adakron_export.calibration import calibrate
+        from adakron_export.evaluation_data import read_evaluation, tokenizer_of
+
+        self.progress(f"calibrate {self.kind.value} on {self.data}")
+        folder, eager = tokenizer_folder(self.found), self.eager
+        text = read_evaluation(self.data, task=eager.task, config=eager.config.to_dict(),
+                               tokenizer=tokenizer_of(folder), space=model_space(eager, folder),
+                               limit=CALIBRATION_TEXTS, say=self.progress)  # fmt: skip
+        self.token_ids = sorted({token for row in text.features["input_ids"] for token in row})
+        return calibrate(captured, self.describe(captured), text.batches, self.progress, kind=self.kind)
 
 
 def _write_model(graph: ir.Model, found: Checkpoint, model: PeftModel, folder: Path) -> None:
@@ -256,6 +276,7 @@ def _manifest(
         backbone=Path(found.backbone).name if Path(found.backbone).exists() else found.backbone,
         max_length=position_limit(folded.model),
         disabled_optimizers=target.disabled_optimizers,
+        float_dtype=target.floating(dtype),
         calibrated_on=Path(data).name if data is not None else None,
         versions=package_versions(),
     )

@@ -13,7 +13,7 @@ from adakron_export.errors import MissingPackageError
 
 _RECORDED = (
     "adakron-export", "torch", "transformers", "peft", "onnx", "onnx-ir", "onnxscript", "onnxruntime",
-    "onnxruntime-gpu",
+    "onnxruntime-gpu", "openvino",
 )  # fmt: skip
 
 

@@ -45,7 +45,8 @@ def exported_space(exported: Artifact | EngineFolder) -> InputSpace:
         path = exported.folder / "config.json"
         raise ArtifactError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
     if isinstance(exported, Artifact):
-        return space
+        tokens = tuple(token for token in exported.calibration_tokens() if 0 <= token < space.vocab_size)
+        return replace(space, vocabulary=tokens)
     bounds = exported.manifest.bounds
     return replace(space, bounds=bounds, max_length=min(space.max_length, max(high[1] for _, high in bounds)))
 

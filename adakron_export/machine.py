@@ -7,6 +7,8 @@ import platform
 import re
 from pathlib import Path
 
+from adakron_export.device import Device
+
 
 def describe_machine(*, device: str, threads: int | None) -> dict[str, str | int | None]:
     """Processor, cores, GPU where one is measured, and threads: what makes two measurements comparable.
@@ -21,7 +23,7 @@ def describe_machine(*, device: str, threads: int | None) -> dict[str, str | int
         "threads": threads,
         "device": device,
     }
-    if device != "cpu":
+    if not Device.named(device).on_cpu:
         import torch
 
         machine["gpu"] = torch.cuda.get_device_name() if torch.cuda.is_available() else None

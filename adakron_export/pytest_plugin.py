@@ -30,7 +30,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--adakron-artifact", metavar="DIR", help="Test this artifact.")
     group.addoption("--adakron-checkpoint", metavar="PATH", help="What it was exported from, or another artifact.")
     group.addoption("--adakron-backbone", metavar="DIR_OR_ID", help="By default what the checkpoint names.")
-    group.addoption("--adakron-device", metavar="NAME", default="cpu", help="cpu, cuda, tensorrt or tensorrt-rtx.")
+    group.addoption(
+        "--adakron-device", metavar="NAME", default="cpu", help="cpu, openvino, cuda, tensorrt, tensorrt-rtx."
+    )
     group.addoption("--adakron-data", metavar="DATA", help="Labelled text: test the accuracy too.")
     group.addoption("--adakron-max-drop", metavar="X", type=float, default=0.005, help="Of the task's metric.")
     group.addoption("--adakron-baseline", metavar="FILE", help="Of `bench --save-baseline`: test the latency too.")

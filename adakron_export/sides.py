@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adakron_export.artifact import Artifact, is_artifact, open_artifact
+from adakron_export.device import Device
 from adakron_export.engines.folder import EngineFolder, is_engine, open_engine
 from adakron_export.input_space import exported_space, model_space
 from adakron_export.onnx_file import write_model
-from adakron_export.runtimes.ort import Device, OrtRunner
+from adakron_export.runtimes.opening import open_on
+from adakron_export.runtimes.openvino import OpenVinoRunner
+from adakron_export.runtimes.ort import OrtRunner
 from adakron_export.runtimes.tensorrt import TensorRTRunner
 from adakron_export.validation.batches import InputSpace
 
@@ -83,17 +86,17 @@ def eager_side(eager: TaskModel, path: str, *, folder: Path | None = None, devic
     return Side(path, EagerRunner(eager, device=device), model_space(eager, folder), eager=eager)
 
 
-def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner:
-    """An artifact in ONNX Runtime; half precision on the CPU is emulated."""
+def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner | OpenVinoRunner:
+    """An artifact where it computes; half precision in ONNX Runtime on the CPU is emulated."""
     if not artifact.manifest.computes_in_half or device is not Device.CPU:
-        return OrtRunner(artifact, device=device)
+        return open_on(artifact, device)
     import onnx_ir as ir
 
     from adakron_export.graph.emulation import emulate
 
     with tempfile.TemporaryDirectory() as folder:
         write_model(emulate(ir.load(artifact.model)), Path(folder))
-        runner = OrtRunner(Artifact(Path(folder), replace(artifact.manifest, dtype="fp32", calibrated_on=None)))
+        runner = OrtRunner(Artifact(Path(folder), replace(artifact.manifest, dtype="fp32", float_dtype="fp32")))
     runner.name = f"onnxruntime CPUExecutionProvider, emulated {artifact.manifest.dtype}"
     return runner
 

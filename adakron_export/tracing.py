@@ -13,9 +13,10 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from adakron_export.artifact import MODULE_KEY, Artifact, Manifest, TensorInfo
+from adakron_export.device import Device
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.base import Array, Batch
-from adakron_export.runtimes.ort import Device, OrtRunner
+from adakron_export.runtimes.ort import OrtRunner
 
 _TRACED = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.DOUBLE)
 

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifact import Artifact, sha256_of
+from adakron_export.device import Device
 from adakron_export.diagnosis import compare_layers, find_divergence
 from adakron_export.engines.profiles import bounds_text
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.input_space import model_space, read_config
-from adakron_export.runtimes.ort import Device
 from adakron_export.sides import Side, artifact_runner, eager_side, open_side, task_of_exported, tokenizer_folder
 from adakron_export.validation.batches import NamedBatch, make_batches
 from adakron_export.validation.parity import ParityReport, compare
@@ -162,6 +162,7 @@ def prove(
         ArtifactError: The two have other inputs or outputs.
     """
     right = eager_side(eager, str(artifact.folder))
+    right = replace(right, space=replace(right.space, vocabulary=artifact.calibration_tokens()))
     candidate = Side(str(artifact.folder), artifact_runner(artifact, device), right.space, artifact)
     return _compare_sides(right, candidate, make_batches(right.space, seed=seed), tolerance, seed, progress)
 
@@ -209,6 +210,8 @@ def _notes(right: Side, candidate: Side) -> list[str]:
         notes.append(f"validated within the engine's shapes: {bounds_text(right.space.bounds)}")
     if candidate.engine is not None:
         notes.append("an engine shows no layers: validate the artifact that it was built from for those")
+    if right.space.vocabulary:
+        notes.append(f"{manifest.dtype if manifest else '8 bits'}: texts are made of the words it was calibrated on")
     if not right.space.left_padding:
         notes.append("texts padded on the left were left out: this model's windows leave them undefined")
     if manifest and right.checkpoint and sha256_of(right.checkpoint.weights) != manifest.adapter_source.sha256:

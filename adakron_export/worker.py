@@ -194,11 +194,13 @@ class _Served:
 
     def _client(self) -> Callable[[], float]:
         """A run with inputs and outputs of its own; on a GPU they wait for one another, as recorded launches must."""
+        from adakron_export.device import Device
+
         assert self.runner is not None
         assert self.batch is not None
         once = self.runner.prepare(self.batch.inputs)
         once()
-        if getattr(self.runner, "device", "cpu") == "cpu":
+        if Device.named(getattr(self.runner, "device", "cpu")).on_cpu:
             return once
 
         def alone() -> float:
@@ -214,9 +216,10 @@ class _Served:
 def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
     """Open an artifact, an engine or a checkpoint, and say what it takes."""
     from adakron_export.artifact import is_artifact, open_artifact
+    from adakron_export.device import Device
     from adakron_export.engines.folder import is_engine, open_engine
     from adakron_export.input_space import exported_space, model_space
-    from adakron_export.runtimes.ort import Device, OrtRunner
+    from adakron_export.runtimes.opening import open_on
     from adakron_export.runtimes.tensorrt import TensorRTRunner
 
     path = Path(settings.path)
@@ -226,8 +229,7 @@ def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
     if path.is_dir() and is_artifact(path):
         artifact = open_artifact(path)
         device = Device.named(settings.device)
-        graphs = device is not Device.CPU
-        runner = OrtRunner(artifact, device=device, threads=settings.threads, cuda_graphs=graphs)
+        runner = open_on(artifact, device, threads=settings.threads, cuda_graphs=not device.on_cpu)
         return runner, exported_space(artifact)
     import torch
 

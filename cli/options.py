@@ -16,7 +16,9 @@ from adakron_export.errors import AdaKronError
 backbone = click.option("--backbone", metavar="DIR_OR_ID", help="The backbone; by default what the checkpoint names.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 task = click.option("--task", metavar="NAME", help="Such as text-classification; inferred by default.")
-device = click.option("--device", default="cpu", show_default=True, help="cpu, cuda, tensorrt or tensorrt-rtx.")
+device = click.option(
+    "--device", default="cpu", show_default=True, help="cpu, openvino, cuda, tensorrt or tensorrt-rtx."
+)
 atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
 
 

@@ -88,10 +88,10 @@ TEXT = str(DEMO / "train.tsv")
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"dtype": "int8", "target": "ort-cuda"}, "ort-cuda has no int8: use portable, ort-cpu, tensorrt"),
+        ({"dtype": "int8", "target": "ort-cuda"}, "ort-cuda has no int8: use portable, ort-cpu, openvino, tensorrt"),
         ({"dtype": "int8", "target": "tensorrt"}, "needs text to find its scales on; pass --data"),
         ({"dtype": "int8", "target": "tensorrt", "data": TEXT, "opset": 18}, "needs opset 19"),
-        ({"dtype": "int8", "data": TEXT}, "--data is for int8 and fp8 with target tensorrt"),
+        ({"dtype": "int8", "data": TEXT}, "--data is for int8 and fp8 with target tensorrt or openvino"),
         ({"dtype": "fp16", "target": "tensorrt", "data": TEXT}, "--data is for int8 and fp8 with target tensorrt"),
         ({"dtype": "fp8", "data": TEXT}, "portable has no fp8: use tensorrt, or fp16 for portable"),
         ({"dtype": "fp8", "target": "tensorrt"}, "fp8 for tensorrt needs text"),

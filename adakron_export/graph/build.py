@@ -8,21 +8,18 @@ import onnx_ir as ir
 import torch
 
 from adakron_export.adapter.task_model import TaskModel
-from adakron_export.artifact import QUANTISED_DTYPES
 from adakron_export.graph.capture import capture
-from adakron_export.graph.passes.quantize import DynamicInt8Pass
+from adakron_export.graph.passes.quantize import DynamicInt8Pass, Int8TablesPass
 from adakron_export.graph.passes.static_quantization import Kind, Rounding, StaticQuantizationPass
 from adakron_export.graph.sample import sample_batch
-from adakron_export.graph.targets import Quantisation, Target, lower
+from adakron_export.graph.targets import Target, lower
 
 Calibrate = Callable[[ir.Model], Mapping[str, Rounding]]
 
 
 def torch_dtype(target: Target, dtype: str) -> torch.dtype:
     """What a graph of a target and dtype is captured in."""
-    if dtype in QUANTISED_DTYPES:
-        return torch.float16 if target.quantisation is Quantisation.STATIC else torch.float32
-    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[dtype]
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[target.floating(dtype)]
 
 
 def build_graph(
@@ -44,9 +41,11 @@ def build_graph(
     floating = next(folded.parameters()).dtype
     sample = {name: t.to(floating) if t.is_floating_point() else t for name, t in sample.items()}
     captured = capture(folded, sample, opset=opset)
-    quantise: ir.passes.InPlacePass | None = None
+    passes: list[ir.passes.PassBase] = []
     if calibrate is not None:
-        quantise = StaticQuantizationPass(calibrate(captured), Kind(dtype))
-    elif dtype == "int8" and target.quantisation is Quantisation.DYNAMIC:
-        quantise = DynamicInt8Pass()
-    return lower(captured, target, quantise=quantise)
+        passes.append(StaticQuantizationPass(calibrate(captured), Kind(dtype), unsigned=target.unsigned))
+    elif dtype == "int8" and target.dynamic_int8:
+        passes.append(DynamicInt8Pass())
+    if passes and target.floating(dtype) == "fp32":
+        passes.append(Int8TablesPass())
+    return lower(captured, target, quantise=passes)

@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from enum import Enum
 
 import onnx_ir as ir
 from onnx_ir.passes import common
 
 from adakron_export.artifact import QUANTISED_DTYPES
+from adakron_export.device import Device
 from adakron_export.errors import ExportError
 from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
-
-
-class Quantisation(Enum):
-    """How a runtime computes with 8 bits."""
-
-    NOT = "not at all"
-    DYNAMIC = "in int8, activations are quantised at each run"
-    STATIC = "in int8 or fp8, activations have fixed scales from a calibration, all else is in half precision"
-
-    def computes(self, dtype: str) -> bool:
-        """Whether it has a dtype of 8 bits."""
-        return self is Quantisation.STATIC or (self is Quantisation.DYNAMIC and dtype == "int8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +23,48 @@ class Target:
         keeps_function: Whether `adakron::KronAdapter` stays a call, or is inlined.
         passes: Made anew for each graph, in their order.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
-        quantisation: How it computes with 8 bits.
+        dynamic_int8: Whether it computes with int8 whose activations are quantised at each run.
+        calibrated: Dtypes of 8 bits that it computes with, where activations have fixed scales from a calibration.
+        float_dtype: Of all else in a calibrated graph.
+        unsigned: Whether calibrated activations are uint8, around 128, which x86 multiplies faster than int8.
+        device: Where an export for it is validated.
     """
 
     name: str
     keeps_function: bool
     passes: tuple[Callable[[], ir.passes.InPlacePass], ...] = ()
     disabled_optimizers: tuple[str, ...] = ()
-    quantisation: Quantisation = Quantisation.NOT
+    dynamic_int8: bool = False
+    calibrated: tuple[str, ...] = ()
+    float_dtype: str = "fp32"
+    unsigned: bool = False
+    device: Device = Device.CPU
+
+    def floating(self, dtype: str) -> str:
+        """The dtype of all that is not in 8 bits, where the graph is in ``dtype``."""
+        return self.float_dtype if dtype in QUANTISED_DTYPES else dtype
 
 
 TARGETS = {
     target.name: target
     for target in (
         # Any runtime that inlines functions.
-        Target("portable", keeps_function=True, quantisation=Quantisation.DYNAMIC),
+        Target("portable", keeps_function=True, dynamic_int8=True),
         # ONNX Runtime's CPU kernel of SkipLayerNormalization is slower than Add and LayerNormalization (1.32).
         Target(
             "ort-cpu",
             False,
             (MergeDownProjectionsPass,),
             disabled_optimizers=("SkipLayerNormFusion",),
-            quantisation=Quantisation.DYNAMIC,
+            dynamic_int8=True,
+        ),
+        # It reads no functions of a graph's own, and is slow with int8 that is quantised at each run.
+        Target(
+            "openvino", False, (MergeDownProjectionsPass,), calibrated=("int8",), unsigned=True, device=Device.OPENVINO
         ),
         Target("ort-cuda", False, (MergeDownProjectionsPass,)),
         # Its parser inlines functions, and shows their names in messages and in the engine inspector.
-        Target("tensorrt", keeps_function=True, quantisation=Quantisation.STATIC),
+        Target("tensorrt", keeps_function=True, calibrated=QUANTISED_DTYPES, float_dtype="fp16"),
     )
 }
 
@@ -88,29 +92,29 @@ def check_dtype(target: Target, dtype: str, *, opset: int, calibrated: bool) -> 
     Raises:
         ExportError: It cannot, or not with this opset, or text is missing or has no use.
     """
-    quantised = dtype in QUANTISED_DTYPES
-    static = quantised and target.quantisation is Quantisation.STATIC
-    if quantised and not target.quantisation.computes(dtype):
-        able = [each.name for each in TARGETS.values() if each.quantisation.computes(dtype)]
+    static = dtype in target.calibrated
+    if dtype in QUANTISED_DTYPES and not static and not (dtype == "int8" and target.dynamic_int8):
+        able = [each.name for each in TARGETS.values()
+                if dtype in each.calibrated or (dtype == "int8" and each.dynamic_int8)]  # fmt: skip
         raise ExportError(f"target {target.name} has no {dtype}: use {', '.join(able)}, or fp16 for {target.name}")
     if static and not calibrated:
         raise ExportError(f"{dtype} for {target.name} needs text to find its scales on; pass --data (data=...)")
     if calibrated and not static:
-        raise ExportError("--data is for int8 and fp8 with target tensorrt; nothing else is calibrated")
+        raise ExportError("--data is for int8 and fp8 with target tensorrt or openvino; nothing else is calibrated")
     if static and opset < 19:
         raise ExportError(f"{dtype} for {target.name} needs opset 19 or later, for scales in half precision")
 
 
-def lower(model: ir.Model, target: Target, *, quantise: ir.passes.InPlacePass | None = None) -> ir.Model:
+def lower(model: ir.Model, target: Target, *, quantise: Sequence[ir.passes.PassBase] = ()) -> ir.Model:
     """A new graph for a runtime; the captured one stays as it is, and both share their weights.
 
     Args:
         model: As it was captured.
         target: The runtime.
-        quantise: Rounds weights to 8 bits; before functions are inlined, so that those of the adapters stay.
+        quantise: Round weights to 8 bits; before functions are inlined, so that those of the adapters stay.
     """
     lowered = model.clone()
-    steps: list[ir.passes.PassBase] = [quantise] if quantise is not None else []
+    steps: list[ir.passes.PassBase] = [*quantise]
     steps += [] if target.keeps_function else [common.InlinePass()]
     steps += [make() for make in target.passes]
     steps += [common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adakron_export.artifact import TensorInfo
 from adakron_export.errors import RunnerError
 
 Array = NDArray[Any]
@@ -48,6 +49,25 @@ class Runner(Protocol):
             RunnerError: The batch does not fit.
         """
         ...
+
+
+def feed_of(batch: Batch, inputs: Sequence[TensorInfo], max_length: int | None) -> dict[str, Array]:
+    """The batch as the graph takes it.
+
+    Args:
+        batch: Every input by name.
+        inputs: Of the graph.
+        max_length: The longest input, in tokens.
+
+    Raises:
+        RunnerError: The batch does not fit.
+    """
+    check_batch(batch, tuple(info.name for info in inputs))
+    feed = {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype) for info in inputs}
+    tokens = next(iter(feed.values())).shape[1]
+    if max_length is not None and "input_ids" in feed and tokens > max_length:
+        raise RunnerError(f"the batch is {tokens} tokens long, the model takes {max_length}; truncate the texts")
+    return feed
 
 
 def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adakron_export.artifact import is_artifact, open_artifact
+from adakron_export.artifact import Artifact, is_artifact, open_artifact
+from adakron_export.device import Device
 from adakron_export.engines.folder import is_engine, open_engine
 from adakron_export.runtimes.base import Runner
-from adakron_export.runtimes.ort import Device, OrtRunner
+from adakron_export.runtimes.openvino import OpenVinoRunner
+from adakron_export.runtimes.ort import OrtRunner
 from adakron_export.runtimes.tensorrt import TensorRTRunner
 
 
@@ -19,8 +21,8 @@ def open_runner(
     Args:
         path: An artifact (needs no torch), an engine, whose plan is code that must be trusted, or a checkpoint as for
             `load_model`.
-        device: ``cpu``, ``cuda`` or, for artifacts, ``tensorrt`` and ``tensorrt-rtx``; never replaced by another one.
-            An engine runs on its GPU.
+        device: ``cpu``, ``cuda`` or, for artifacts, ``openvino``, ``tensorrt`` and ``tensorrt-rtx``; never replaced by
+            another one. An engine runs on its GPU.
         threads: Threads of one operator (artifacts); the runtime's choice by default.
         backbone: The checkpoint's backbone, where it names none.
 
@@ -33,8 +35,17 @@ def open_runner(
     if is_engine(Path(path)):
         return TensorRTRunner(open_engine(path))
     if is_artifact(Path(path)):
-        return OrtRunner(open_artifact(path), device=Device.named(device), threads=threads)
+        return open_on(open_artifact(path), Device.named(device), threads=threads)
     from adakron_export.adapter.loading import load_task_model
     from adakron_export.runtimes.eager import EagerRunner
 
     return EagerRunner(load_task_model(path, backbone=backbone), device=device)
+
+
+def open_on(
+    artifact: Artifact, device: Device, *, threads: int | None = None, cuda_graphs: bool = False
+) -> OrtRunner | OpenVinoRunner:
+    """Open an artifact with what computes on a device; arguments and errors are those of the runner."""
+    if device is Device.OPENVINO:
+        return OpenVinoRunner(artifact, threads=threads)
+    return OrtRunner(artifact, device=device, threads=threads, cuda_graphs=cuda_graphs)

@@ -7,16 +7,14 @@ import itertools
 import sys
 import time
 from collections.abc import Callable, Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from adakron_export.artifact import Artifact, Manifest
+from adakron_export.device import Device
 from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
-from adakron_export.runtimes.base import Array, Batch, check_batch
+from adakron_export.runtimes.base import Array, Batch, feed_of
 
 # What a model spends its time on; ONNX Runtime may well compute shapes on the CPU while these run on a GPU.
 _HEAVY = {
@@ -26,44 +24,12 @@ _HEAVY = {
 }  # fmt: skip
 
 
-class Device(StrEnum):
-    """Where a session runs, and through which provider."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-    TENSORRT = "tensorrt"
-    TENSORRT_RTX = "tensorrt-rtx"
-
-    @classmethod
-    def named(cls, name: str) -> Device:
-        """The device of a name.
-
-        Raises:
-            RunnerError: There is no such device.
-        """
-        try:
-            return cls(name)
-        except ValueError as error:
-            raise RunnerError(f"device {name!r} is unknown; choose {', '.join(cls)}") from error
-
-    @property
-    def provider(self) -> str:
-        """ONNX Runtime's name of it."""
-        names = {
-            "cpu": "CPUExecutionProvider",
-            "cuda": "CUDAExecutionProvider",
-            "tensorrt": "TensorrtExecutionProvider",
-            "tensorrt-rtx": "NvTensorRTRTXExecutionProvider",
-        }
-        return names[self.value]
-
-    def settings(self, *, cuda_graphs: bool) -> dict[str, str]:
-        """The provider's options: fp32 is fp32, where CUDA would by default round products to TF32's 10 bits."""
-        if self is Device.CUDA:
-            return {"use_tf32": "0", **({"enable_cuda_graph": "1"} if cuda_graphs else {})}
-        if self is Device.TENSORRT:
-            return {"trt_cuda_graph_enable": "1"} if cuda_graphs else {}
-        return {}
+_PROVIDERS = {
+    Device.CPU: "CPUExecutionProvider",
+    Device.CUDA: "CUDAExecutionProvider",
+    Device.TENSORRT: "TensorrtExecutionProvider",
+    Device.TENSORRT_RTX: "NvTensorRTRTXExecutionProvider",
+}
 
 
 class OrtRunner:
@@ -88,9 +54,10 @@ class OrtRunner:
         self.manifest = artifact.manifest
         self.device = device
         options = _session_options(threads, optimize=optimize)
-        self.session = _open_session(artifact, device, device.settings(cuda_graphs=cuda_graphs), options)
-        _check_placement(self.session, device.provider)
-        self.name = f"onnxruntime {device.provider}"
+        settings, provider = _settings(device, cuda_graphs=cuda_graphs), _PROVIDERS[device]
+        self.session = _open_session(artifact, device, settings, options)
+        _check_placement(self.session, provider)
+        self.name = f"onnxruntime {provider}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)
         self.output_names = tuple(info.name for info in self.manifest.outputs)
         self._graph_ids = itertools.count(1) if cuda_graphs else itertools.repeat(-1)
@@ -124,13 +91,7 @@ class OrtRunner:
         return lambda: _seconds(lambda: self._guarded(once))
 
     def _feed(self, batch: Batch) -> dict[str, Array]:
-        check_batch(batch, self.input_names)
-        feed = {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype) for info in self.manifest.inputs}
-        longest = self.manifest.max_length
-        tokens = next(iter(feed.values())).shape[1]
-        if longest is not None and "input_ids" in feed and tokens > longest:
-            raise RunnerError(f"the batch is {tokens} tokens long, the model takes {longest}; truncate the texts")
-        return feed
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length)
 
     def _guarded(self, run: Callable[[], Any]) -> Any:
         try:
@@ -149,6 +110,15 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
 
 
+def _settings(device: Device, *, cuda_graphs: bool) -> dict[str, str]:
+    """The provider's options: fp32 is fp32, where CUDA would by default round products to TF32's 10 bits."""
+    if device is Device.CUDA:
+        return {"use_tf32": "0", **({"enable_cuda_graph": "1"} if cuda_graphs else {})}
+    if device is Device.TENSORRT:
+        return {"trt_cuda_graph_enable": "1"} if cuda_graphs else {}
+    return {}
+
+
 def _session_options(threads: int | None, *, optimize: bool) -> Any:
     ort = require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
     options = ort.SessionOptions()
@@ -164,7 +134,7 @@ def _session_options(threads: int | None, *, optimize: bool) -> Any:
 
 
 def _open_session(artifact: Artifact, device: Device, settings: dict[str, str], options: Any) -> Any:
-    model, manifest, name = artifact.model, artifact.manifest, device.provider
+    model, manifest, name = artifact.model, artifact.manifest, _PROVIDERS[device]
     if manifest.dtype == "bf16" and device is Device.CPU:
         raise RunnerError("ONNX Runtime has no bf16 on the CPU; open it with device cuda, or export fp32 for the CPU")
     import onnxruntime as ort  # noqa: TID253, RUF100
@@ -227,7 +197,7 @@ def _check_signature(session: Any, manifest: Manifest, model: Path) -> None:
 
 def _check_placement(session: Any, provider: str) -> None:
     """Refuse a session that computes on the CPU what was meant for another device, whatever its providers say."""
-    if provider == Device.CPU.provider or not hasattr(session, "get_provider_graph_assignment_info"):
+    if provider == _PROVIDERS[Device.CPU] or not hasattr(session, "get_provider_graph_assignment_info"):
         return
     elsewhere = misplaced(session.get_provider_graph_assignment_info(), provider)
     if elsewhere:

@@ -9,14 +9,13 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from adakron_export.artifact import TensorInfo
+from adakron_export.device import Device
 from adakron_export.engines.folder import EngineFolder
 from adakron_export.engines.loading import LoadedEngine, load_engine
 from adakron_export.engines.profiles import Shape, bounds_text, choose_profile, shape_text, tensor_shape
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch, check_batch
+from adakron_export.runtimes.base import Array, Batch, feed_of
 
 _RECORDED_SHAPES = 16  # each keeps a context, with memory for its activations
 
@@ -35,7 +34,7 @@ class TensorRTRunner:
         RunnerError: This PyTorch has no CUDA, which holds the tensors.
     """
 
-    device = "cuda"
+    device = Device.CUDA
 
     def __init__(self, folder: EngineFolder, *, cuda_graphs: bool = False) -> None:
         self.manifest = folder.manifest
@@ -77,8 +76,7 @@ class TensorRTRunner:
         return once
 
     def _feed(self, batch: Batch) -> dict[str, Array]:
-        check_batch(batch, self.input_names)
-        return {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype) for info in self.manifest.inputs}
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length)
 
     def _shape(self, feed: Mapping[str, Array]) -> Shape:
         """Texts and tokens; images have no tokens, and those of a profile mean nothing to them."""

@@ -14,8 +14,11 @@ from transformers import AutoConfig, GenerationConfig, GenerationMixin, Pretrain
 from transformers import modeling_outputs as outputs
 
 from adakron_export.artifact import open_artifact
+from adakron_export.device import Device
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.ort import Device, OrtRunner
+from adakron_export.runtimes.opening import open_on
+from adakron_export.runtimes.openvino import OpenVinoRunner
+from adakron_export.runtimes.ort import OrtRunner
 from adakron_export.tasks import Task
 
 _OUTPUTS = {
@@ -40,7 +43,7 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
     _is_stateful = False
     _supports_cache_class = False
 
-    def __init__(self, runner: OrtRunner, config: PretrainedConfig, folder: Path) -> None:
+    def __init__(self, runner: OrtRunner | OpenVinoRunner, config: PretrainedConfig, folder: Path) -> None:
         super().__init__(model=runner, config=config)
         self.folder = folder
         self.runner = runner
@@ -59,7 +62,7 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
 
         Args:
             folder: The exported folder.
-            device: ``cpu`` or ``cuda``; tensors go in and out on the CPU either way.
+            device: ``cpu``, ``openvino`` or ``cuda``; tensors go in and out on the CPU either way.
 
         Raises:
             ArtifactError: It is damaged.
@@ -69,7 +72,7 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
         config = AutoConfig.from_pretrained(str(folder))
         # transformers compares the class's name with those that it knows for a task, and logs an error otherwise.
         named = type(config.architectures[0], (cls,), {})
-        model: OnnxModel = named(OrtRunner(artifact, device=Device.named(device)), config, artifact.folder)
+        model: OnnxModel = named(open_on(artifact, Device.named(device)), config, artifact.folder)
         return model
 
     def forward(self, **inputs: Any) -> Any:

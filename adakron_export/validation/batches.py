@@ -27,6 +27,7 @@ class InputSpace:
         frame: The tokens that open and close a text, where the tokenizer adds them.
         left_padding: Whether texts may be padded in front.
         image_shape: ``(channels, height, width)`` of an image model.
+        vocabulary: The tokens that texts are made of; all of them by default.
         bounds: The smallest and the largest shapes, texts and tokens, where only some are taken.
     """
 
@@ -38,6 +39,7 @@ class InputSpace:
     frame: tuple[int, int] | None = None
     left_padding: bool = True
     image_shape: tuple[int, int, int] | None = None
+    vocabulary: tuple[int, ...] = ()
     bounds: tuple[Bounds, ...] = ()
 
     @property
@@ -56,7 +58,8 @@ class InputSpace:
 
     def narrowed(self, other: InputSpace) -> InputSpace:
         """What this and another one take, which are of the same model."""
-        return replace(self, max_length=min(self.max_length, other.max_length), bounds=self.bounds or other.bounds)
+        longest, bounds = min(self.max_length, other.max_length), self.bounds or other.bounds
+        return replace(self, max_length=longest, vocabulary=self.vocabulary or other.vocabulary, bounds=bounds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +177,7 @@ def _texts(
     tokens = max(tokens, *lengths)
     ids = np.full((len(lengths), tokens), space.pad_id, dtype=np.int64)
     mask, types = np.zeros_like(ids), np.zeros_like(ids)
-    known = np.arange(space.vocab_size)
+    known = np.array(space.vocabulary) if space.vocabulary else np.arange(space.vocab_size)
     vocabulary = known[~np.isin(known, [*space.special_ids, space.pad_id])]
     for row, length in enumerate(lengths):
         where = slice(tokens - length, tokens) if on_the_left else slice(0, length)

@@ -19,28 +19,19 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
     1. Rewrites ``MatMul(X, W)`` and ``Gemm(X, W, B)`` with an initializer ``W`` into ``DynamicQuantizeLinear``,
        ``MatMulInteger``, ``Cast`` and ``Mul``, in the form that ONNX Runtime fuses; products of the same ``X``
        quantise it once.
-    2. Rewrites ``Gather(W, ids)`` from a table into a gather of int8 rows and one of their scales.
-    3. Weights with fewer than ``MIN_COLUMNS`` columns stay (heads that classify), and so do tables with fewer than
-       ``MIN_ROWS`` rows. Run before functions are inlined it leaves the adapters as they are: they are small, and
-       the Kronecker product would multiply their errors.
+    2. Weights with fewer than ``MIN_COLUMNS`` columns stay (heads that classify). Run before functions are inlined it
+       leaves the adapters as they are: they are small, and the Kronecker product would multiply their errors.
     """
 
     MIN_COLUMNS = 16
-    MIN_ROWS = 32
     _quantised: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph."""
-        found = 0
-        for node in list(model.graph):
-            if node.op_type == "Gather" and _is_table(node):
-                _rewrite_gather(model.graph, node)
-            elif is_product(node):
-                self._rewrite_product(model.graph, node)
-            else:
-                continue
-            found += 1
-        return ir.passes.PassResult(model, modified=bool(found))
+        products = [node for node in model.graph if is_product(node)]
+        for node in products:
+            self._rewrite_product(model.graph, node)
+        return ir.passes.PassResult(model, modified=bool(products))
 
     def _rewrite_product(self, graph: ir.Graph, node: ir.Node) -> None:
         value, weight = node.inputs[0], node.inputs[1]
@@ -70,9 +61,26 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
         _replace(graph, node, added, last.outputs[0])
 
 
+class Int8TablesPass(ir.passes.InPlacePass):
+    """Embedding tables in int8, one scale per row.
+
+    Rewrites ``Gather(W, ids)`` from a table of fp32 into a gather of int8 rows and one of their scales. Tables with
+    fewer than ``MIN_ROWS`` rows stay.
+    """
+
+    MIN_ROWS = 32
+
+    def call(self, model: ir.Model) -> ir.passes.PassResult:
+        """Rewrite the main graph."""
+        tables = [node for node in model.graph if node.op_type == "Gather" and _is_table(node)]
+        for node in tables:
+            _rewrite_gather(model.graph, node)
+        return ir.passes.PassResult(model, modified=bool(tables))
+
+
 def _is_table(node: ir.Node) -> bool:
     table = node.inputs[0]
-    return _is_weight(table) and array_of(table).shape[0] >= DynamicInt8Pass.MIN_ROWS and not integer_of(node, "axis")
+    return _is_weight(table) and array_of(table).shape[0] >= Int8TablesPass.MIN_ROWS and not integer_of(node, "axis")
 
 
 def is_product(node: ir.Node) -> bool:

@@ -14,6 +14,7 @@ from adakron_export.graph.passes.quantize import LEVELS, array_of, integer_of, i
 from adakron_export.graph.passes.rewriting import initializer
 
 _SMOOTHING = "_smoothing"
+_MIDDLE = 128  # of uint8
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 
 
@@ -27,11 +28,6 @@ class Kind(Enum):
     def top(self) -> int:
         """The largest number that it holds."""
         return LEVELS if self is Kind.INT8 else int(ml_dtypes.finfo(ml_dtypes.float8_e4m3fn).max)
-
-    @property
-    def data_type(self) -> ir.DataType:
-        """As ONNX names it."""
-        return ir.DataType.INT8 if self is Kind.INT8 else ir.DataType.FLOAT8E4M3FN
 
     def round(self, values: np.ndarray) -> np.ndarray:
         """Values of at most `top`, rounded."""
@@ -68,22 +64,28 @@ class StaticQuantizationPass(ir.passes.InPlacePass):
     Attributes:
         roundings: By the name of each ``X``.
         kind: What to round to.
+        unsigned: Whether ``X`` becomes uint8 around 128 in place of int8; what comes out is the same.
     """
 
     roundings: Mapping[str, Rounding]
     kind: Kind = Kind.INT8
+    unsigned: bool = False
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph."""
         products = products_by_input(model)
         for value, nodes in products.items():
             rounding = self.roundings[str(value.name)]
-            rounded = _round(model.graph, nodes[0], value, rounding, self.kind)
+            rounded = _round(model.graph, nodes[0], value, rounding, self._zero(), self.kind.top)
             for node in nodes:
                 weight = _rounded_weight(model.graph, node, rounding, self.kind)
                 node.replace_input_with(0, rounded)
                 node.replace_input_with(1, weight)
         return ir.passes.PassResult(model, modified=bool(products))
+
+    def _zero(self) -> np.ndarray:
+        """The number that stands for 0, in the type that values are rounded to."""
+        return np.array(_MIDDLE, dtype=np.uint8) if self.unsigned else self.kind.round(np.array(0.0))
 
 
 def products_by_input(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
@@ -110,7 +112,9 @@ def weight_of(node: ir.Node) -> np.ndarray:
     return array.T if integer_of(node, "transB") else array
 
 
-def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, rounding: Rounding, kind: Kind) -> ir.Value:
+def _round(
+    graph: ir.Graph, node: ir.Node, value: ir.Value, rounding: Rounding, zero: np.ndarray, top: int
+) -> ir.Value:
     dtype = array_of(node.inputs[1]).dtype
     smooth = value
     if rounding.smoothing is not None:
@@ -121,18 +125,19 @@ def _round(graph: ir.Graph, node: ir.Node, value: ir.Value, rounding: Rounding, 
         smooth.name = f"{value.name}_smooth"
         _say(smooth, value.dtype, value)
         graph.insert_before(node, scaled)
-    scale = max(rounding.largest / kind.top, _SMALLEST_SCALE)
-    return _pair(graph, node, smooth, np.array(scale, dtype=dtype), kind)
+    scale = max(rounding.largest / top, _SMALLEST_SCALE)
+    return _pair(graph, node, smooth, np.array(scale, dtype=dtype), zero)
 
 
-def _pair(graph: ir.Graph, node: ir.Node, value: ir.Value, scale: np.ndarray, kind: Kind) -> ir.Value:
+def _pair(graph: ir.Graph, node: ir.Node, value: ir.Value, scale: np.ndarray, zero: np.ndarray) -> ir.Value:
     held = initializer(graph, f"{value.name}_scale", scale)
-    zero = initializer(graph, f"{kind.value}_zero", kind.round(np.array(0.0)))
-    down = ir.node("QuantizeLinear", [value, held, zero])
-    up = ir.node("DequantizeLinear", [down.outputs[0], held, zero])
+    middle = initializer(graph, f"{zero.dtype}_zero", zero)
+    assert middle.dtype is not None
+    down = ir.node("QuantizeLinear", [value, held, middle])
+    up = ir.node("DequantizeLinear", [down.outputs[0], held, middle])
     for each in (down, up):
         each.metadata_props.update(node.metadata_props)
-    _say(down.outputs[0], kind.data_type, value)
+    _say(down.outputs[0], middle.dtype, value)
     _say(up.outputs[0], held.dtype, value)
     graph.insert_before(node, [down, up])
     return up.outputs[0]

@@ -1,0 +1,89 @@
+"""OpenVINO, on the CPU."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from adakron_export.artifact import Artifact
+from adakron_export.device import Device
+from adakron_export.errors import RunnerError
+from adakron_export.extras import require
+from adakron_export.runtimes.base import Array, Batch, feed_of
+
+_PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
+
+
+class OpenVinoRunner:
+    """An artifact in OpenVINO, in the precision of the artifact: OpenVINO would choose another where it is faster.
+
+    Args:
+        artifact: The opened folder, or the manifest and file of one that is being made.
+        threads: That compute; OpenVINO's choice by default.
+
+    Raises:
+        RunnerError: The artifact is not made for it, the processor has no bf16, or OpenVINO refuses it.
+        MissingPackageError: OpenVINO is not installed.
+    """
+
+    device = Device.OPENVINO
+
+    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+        ov = require("openvino", extra="openvino")
+        self.manifest = manifest = artifact.manifest
+        if manifest.float_dtype not in _PRECISIONS or (manifest.dtype == "int8" and not manifest.calibrated_on):
+            raise RunnerError(
+                f"{artifact.folder} is in {manifest.dtype} for {manifest.target}, which OpenVINO computes slowly or "
+                "otherwise; export with --target openvino in fp32, bf16 or, with --data, int8"
+            )
+        if threads is not None and threads < 1:
+            raise RunnerError(f"threads is {threads}; it must be at least 1")
+        core = ov.Core()
+        if manifest.float_dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise RunnerError("this processor has no bf16; export in fp32")
+        settings: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY"}
+        settings["INFERENCE_PRECISION_HINT"] = _PRECISIONS[manifest.float_dtype]
+        if threads is not None:
+            settings["INFERENCE_NUM_THREADS"] = threads
+        try:
+            self._compiled = core.compile_model(str(artifact.model), "CPU", settings)
+        except RuntimeError as error:
+            raise RunnerError(f"OpenVINO {ov.__version__} refuses {artifact.model}: {_gist(error)}") from error
+        self.name = f"openvino {ov.__version__.partition('-')[0]} CPU"
+        self.input_names = tuple(info.name for info in manifest.inputs)
+        self.output_names = tuple(info.name for info in manifest.outputs)
+        self._request = self._compiled.create_infer_request()
+        self._turn = threading.Lock()
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `Runner.run`."""
+        feed = feed_of(batch, self.manifest.inputs, self.manifest.max_length)
+        with self._turn:
+            self._infer(self._request, feed)
+            return {name: self._request.get_tensor(name).data.copy() for name in self.output_names}
+
+    def prepare(self, batch: Batch) -> Callable[[], float]:
+        """A timed run with a request of its own; see `Runner.prepare`."""
+        feed = feed_of(batch, self.manifest.inputs, self.manifest.max_length)
+        request = self._compiled.create_infer_request()
+
+        def once() -> float:
+            start = time.perf_counter()
+            self._infer(request, feed)
+            return time.perf_counter() - start
+
+        return once
+
+    def _infer(self, request: Any, feed: dict[str, Array]) -> None:
+        try:
+            request.infer(feed, share_inputs=True, share_outputs=True)
+        except RuntimeError as error:
+            raise RunnerError(f"{self.name} cannot run this batch: {_gist(error)}") from error
+
+
+def _gist(error: RuntimeError) -> str:
+    """The last line: those before say where in OpenVINO's source."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:400]
