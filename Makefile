@@ -1,13 +1,14 @@
 # `make demo` and `make test` are all a fresh machine with Python 3.11 needs.
 VENV    := .venv
 RUNTIME := cpu
+GPU_RUNTIME ?= gpu,tensorrt
 PYTHON  ?= python3.11
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 DEMO    := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow gpu gpu-tests lint types interop bindings wheel clean
+.PHONY: help venv demo test slow gpu gpu-all lint types interop bindings wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,11 +32,12 @@ test: venv ## Run the tests
 slow: venv ## Run the slow tests too
 	$(BIN)/python -m pytest -m "not gpu"
 
-gpu: ## Run what needs an NVIDIA GPU, in .venv-gpu with onnxruntime-gpu
-	$(MAKE) --no-print-directory VENV=.venv-gpu RUNTIME=gpu gpu-tests
+gpu: ## Test and measure on an NVIDIA GPU, in .venv-gpu (without TensorRT: GPU_RUNTIME=gpu)
+	$(MAKE) --no-print-directory VENV=.venv-gpu RUNTIME=$(GPU_RUNTIME) gpu-all
 
-gpu-tests: venv
+gpu-all: venv
 	$(BIN)/python -m pytest -m gpu
+	$(BIN)/python benchmarks/gpu.py -o benchmarks/results
 
 lint: venv ## Check style and import rules
 	$(BIN)/ruff format --check .

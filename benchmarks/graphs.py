@@ -21,7 +21,7 @@ from transformers import BertConfig, BertForSequenceClassification
 from adakron_export import AdaKronConfig, export_onnx
 from adakron_export.adapter.pooling import read_pooling
 from adakron_export.adapter.task_model import TaskModel
-from adakron_export.graph.build import build_graph
+from adakron_export.graph.build import build_graph, torch_dtype
 from adakron_export.graph.passes.rewriting import initializer
 from adakron_export.graph.targets import target_named
 from adakron_export.onnx_file import write_model
@@ -69,11 +69,19 @@ def artifact_int8(folder: Path) -> Path:
 @once
 def bare(folder: Path) -> Path:
     """Ours, without adapters."""
-    model = TaskModel(bare_model(folder), Task.TEXT_CLASSIFICATION, pooling=read_pooling(folder / "backbone")).eval()
-    graph = build_graph(model, opset=20, target=target_named("ort-cpu"), dtype="fp32")
     (folder / "bare").mkdir()
-    write_model(graph, folder / "bare")
+    write_bare(checkpoint(folder), folder / "bare", target="ort-cpu", dtype="fp32")
     return folder / "bare" / "model.onnx"
+
+
+def write_bare(checkpoint: Path, folder: Path, *, target: str, dtype: str) -> None:
+    """The graph of a checkpoint's backbone and head alone."""
+    from adakron_export import load_model
+
+    lowered_for = target_named(target)
+    model = load_model(checkpoint).unload().to(torch_dtype(lowered_for, dtype))
+    whole = TaskModel(model, Task.TEXT_CLASSIFICATION, pooling=read_pooling(folder)).eval()
+    write_model(build_graph(whole, opset=20, target=lowered_for, dtype=dtype), folder)
 
 
 def bare_model(folder: Path, attention: str = "sdpa") -> Any:
@@ -243,7 +251,7 @@ def size(artifact: Path) -> int:
 # What `RunnerSettings.path` is for each side; with a colon it is a peer's.
 SIDES: dict[str, Callable[[Path], str]] = {
     "eager": lambda folder: str(checkpoint(folder)),
-    "torch.compile": lambda folder: f"torch.compile:{checkpoint(folder)}",
+    "torch.compile": lambda folder: f"torch.compile fp32:{checkpoint(folder)}",
     "artifact": lambda folder: str(artifact(folder)),
     "artifact-int8": lambda folder: str(artifact_int8(folder)),
     "bare": lambda folder: f"onnxruntime-without-skip:{bare(folder)}",

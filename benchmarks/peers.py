@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from adakron_export import open_runner
 from adakron_export.artifact import open_artifact
 from adakron_export.input_space import exported_space
 from adakron_export.runtimes.base import Array, Batch, Runner
@@ -20,11 +22,20 @@ from adakron_export.worker import RunnerSettings, serve
 
 
 class PlainRunner:
-    """A function from arrays to arrays."""
+    """A function from inputs to logits.
 
-    def __init__(self, name: str, names: tuple[str, ...], compute: Callable[[dict[str, Array]], Array]) -> None:
+    Args:
+        name: Of what computes.
+        names: Of the inputs.
+        compute: Takes what `place` returns, and waits for the logits.
+        place: Brings the arrays to where they are computed with, which is not timed.
+    """
+
+    def __init__(
+        self, name: str, names: tuple[str, ...], compute: Callable[[Any], Array], place: Callable[[Any], Any] = dict
+    ) -> None:
         self.name, self.input_names, self.output_names = name, names, ("logits",)
-        self._compute = compute
+        self._compute, self._place = compute, place
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch."""
@@ -41,41 +52,37 @@ class PlainRunner:
 
         return once
 
-    def _feed(self, batch: Batch) -> dict[str, Array]:
-        return {name: np.ascontiguousarray(batch[name]) for name in self.input_names}
+    def _feed(self, batch: Batch) -> Any:
+        return self._place({name: np.ascontiguousarray(batch[name]) for name in self.input_names})
 
 
 def open_peer(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
     """Open one by its kind."""
     kind, _, path = settings.path.partition(":")
     space = exported_space(open_artifact(str(settings.backbone)))
-    return PlainRunner(kind, space.names, OPENERS[kind](Path(path), settings)), space
+    return OPENERS[kind](space.names, Path(path), settings), space
 
 
-def onnxruntime_default(path: Path, settings: RunnerSettings) -> Any:
-    """A file in ONNX Runtime as it comes."""
-    return onnxruntime(path, settings, [])
+def launched(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
+    """Our own runner without CUDA graphs."""
+    return open_runner(path, device=settings.device)
 
 
-def onnxruntime_without_skip(path: Path, settings: RunnerSettings) -> Any:
-    """A file in ONNX Runtime without the fused kernel that is slower than its parts."""
-    return onnxruntime(path, settings, ["SkipLayerNormFusion"])
-
-
-def onnxruntime(path: Path, settings: RunnerSettings, disabled: list[str]) -> Any:
-    """A file in ONNX Runtime."""
+def onnxruntime(names: tuple[str, ...], path: Path, settings: RunnerSettings, *disabled: str) -> Runner:
+    """A file in ONNX Runtime as it comes, or without some of its optimisers."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = settings.threads or 0
-    providers = ["CUDAExecutionProvider" if settings.device == "cuda" else "CPUExecutionProvider"]
-    session = ort.InferenceSession(path, options, providers=providers, disabled_optimizers=disabled)
-    names = {value.name for value in session.get_inputs()}
-    return lambda feed: session.run(["logits"], {name: feed[name] for name in names})[0]
+    providers = ["CPUExecutionProvider"]
+    session = ort.InferenceSession(path, options, providers=providers, disabled_optimizers=list(disabled))
+    used = {value.name for value in session.get_inputs()}
+    compute = lambda feed: session.run(["logits"], {name: feed[name] for name in used})[0]  # noqa: E731
+    return PlainRunner("onnxruntime", names, compute)
 
 
-def openvino(path: Path, settings: RunnerSettings) -> Any:
+def openvino(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
     """A file in OpenVINO, its own or ONNX, in fp32 as far as the file is."""
     import openvino as ov
 
@@ -83,34 +90,44 @@ def openvino(path: Path, settings: RunnerSettings) -> Any:
     if settings.threads:
         config["INFERENCE_NUM_THREADS"] = settings.threads
     request = ov.compile_model(str(path), "CPU", config).create_infer_request()
-    return lambda feed: request.infer(feed, share_inputs=True, share_outputs=True)["logits"]
+    compute = lambda feed: request.infer(feed, share_inputs=True, share_outputs=True)["logits"]  # noqa: E731
+    return PlainRunner("openvino", names, compute)
 
 
-def torch_compile(path: Path, settings: RunnerSettings) -> Any:
-    """A checkpoint under torch.compile, with its adapters folded."""
+def torch_model(
+    names: tuple[str, ...], path: Path, settings: RunnerSettings, *, dtype: str = "float32", compiled: bool = False
+) -> Runner:
+    """A checkpoint with its adapters folded, eager or under torch.compile; on a GPU that records CUDA graphs."""
     import torch
 
     from adakron_export import fold, load_model
 
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    model = fold(load_model(path)).eval().to(settings.device)
-    compiled = torch.compile(model, dynamic=False)
+    model: Any = fold(load_model(path)).eval().to(settings.device, getattr(torch, dtype))
+    if compiled:
+        model = torch.compile(model, mode="reduce-overhead" if settings.device == "cuda" else None, dynamic=False)
 
-    def compute(feed: dict[str, Array]) -> Array:
+    def place(feed: dict[str, Array]) -> Any:
+        return {name: torch.from_numpy(array).to(settings.device) for name, array in feed.items()}
+
+    def compute(tensors: Any) -> Array:
         with torch.inference_mode():
-            tensors = {name: torch.from_numpy(array).to(settings.device) for name, array in feed.items()}
-            array: Array = compiled(**tensors).logits.cpu().numpy()
+            array: Array = model(**tensors).logits.float().cpu().numpy()
             return array
 
-    return compute
+    return PlainRunner("torch.compile" if compiled else "torch", names, compute, place)
 
 
-OPENERS = {
-    "onnxruntime": onnxruntime_default,
-    "onnxruntime-without-skip": onnxruntime_without_skip,
+OPENERS: dict[str, Callable[..., Runner]] = {
+    "launched": launched,
+    "onnxruntime": onnxruntime,
+    # Without the fused kernel that is slower than its parts.
+    "onnxruntime-without-skip": lambda *where: onnxruntime(*where, "SkipLayerNormFusion"),
     "openvino": openvino,
-    "torch.compile": torch_compile,
+    "torch fp16": partial(torch_model, dtype="float16"),
+    "torch.compile fp32": partial(torch_model, compiled=True),
+    "torch.compile fp16": partial(torch_model, dtype="float16", compiled=True),
 }
 
 if __name__ == "__main__":
