@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from adakron_export.inspection import inspect
     from adakron_export.prediction import predict
     from adakron_export.runtimes.base import Runner
+    from adakron_export.runtimes.batching import run_texts
     from adakron_export.runtimes.opening import open_runner
     from adakron_export.runtimes.transformers_model import OnnxModel
     from adakron_export.training.recipe import Recipe
@@ -53,6 +54,7 @@ _HOMES = {
     "open_artifact": "artifact",
     "open_runner": "runtimes.opening",
     "predict": "prediction",
+    "run_texts": "runtimes.batching",
     "train": "training.run",
     "validate": "verify",
 }
@@ -79,6 +81,7 @@ __all__ = [
     "open_artifact",
     "open_runner",
     "predict",
+    "run_texts",
     "train",
     "validate",
 ]

@@ -14,10 +14,12 @@ from . import options
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="DIR", help="The artifact's folder.")
 @options.backbone
-@click.option("--target", default="portable", show_default=True, help="portable, ort-cpu, ort-cuda or tensorrt.")
+@click.option(
+    "--target", default="portable", show_default=True, help="portable, ort-cpu, openvino, ort-cuda or tensorrt."
+)
 @click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16, bf16, int8 or fp8.")
 @click.option("--opset", default=20, show_default=True, help="Of the standard operators, 18 to 23.")
-@click.option("--data", metavar="DATA", help="Text to calibrate int8 or fp8 on, for target tensorrt.")
+@click.option("--data", metavar="DATA", help="Text to calibrate int8 or fp8 on, for target tensorrt or openvino.")
 @options.task
 @options.atol
 @click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")

@@ -1,0 +1,110 @@
+"""Texts of many lengths, run in batches of few: those of about the same length together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from adakron_export.artifact import TensorInfo
+from adakron_export.errors import RunnerError
+from adakron_export.runtimes.base import Array, Batch
+from adakron_export.runtimes.openvino import OpenVinoRunner
+from adakron_export.runtimes.ort import OrtRunner
+from adakron_export.runtimes.tensorrt import TensorRTRunner
+
+BATCH_SIZE = 16
+_STEP = 8  # widths are multiples of it: few shapes for what plans, records or compiles each of them
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Which texts stand in a batch together.
+
+    Attributes:
+        rows: Their places among all texts.
+        tokens: How wide they are padded.
+    """
+
+    rows: tuple[int, ...]
+    tokens: int
+
+
+def group_by_length(lengths: Sequence[int], *, batch_size: int = BATCH_SIZE, longest: int | None) -> list[TextBatch]:
+    """Batches of about equally long texts, the longest ones first, so that what memory takes shows at once.
+
+    Args:
+        lengths: Of each text, in tokens.
+        batch_size: The most texts in one.
+        longest: What the model takes, in tokens; no batch is wider unless a text of it is.
+    """
+    order = sorted(range(len(lengths)), key=lambda row: -lengths[row])
+    batches = []
+    for start in range(0, len(order), batch_size):
+        rows = tuple(order[start : start + batch_size])
+        needed = lengths[rows[0]]
+        rounded = -(-needed // _STEP) * _STEP
+        batches.append(TextBatch(rows, max(needed, min(rounded, longest or rounded))))
+    return batches
+
+
+def run_texts(
+    runner: OrtRunner | OpenVinoRunner | TensorRTRunner, texts: Sequence[Mapping[str, Sequence[int]]], *,
+    batch_size: int = BATCH_SIZE,
+) -> list[dict[str, Array]]:  # fmt: skip
+    """Run tokenised texts of any lengths; the outputs come in the order of the texts.
+
+    Args:
+        runner: An opened artifact or engine, whose inputs are ids, mask and types of tokens.
+        texts: What a tokenizer makes of each, without padding: ``input_ids`` and perhaps ``token_type_ids``.
+        batch_size: The most texts that run together.
+
+    Returns:
+        By text the outputs by name, without the axis of the batch; what is per token has those of the text alone.
+
+    Raises:
+        RunnerError: The model takes something else, or a text is empty or longer than it takes.
+    """
+    manifest = runner.manifest
+    known = {"input_ids", "attention_mask", "token_type_ids"}
+    if not known >= set(runner.input_names) or "input_ids" not in runner.input_names:
+        raise RunnerError(
+            f"run_texts makes {', '.join(sorted(known))}; the model takes {', '.join(runner.input_names)}"
+        )
+    if batch_size < 1:
+        raise RunnerError(f"batch_size is {batch_size}; it must be at least 1")
+    lengths = [len(text["input_ids"]) for text in texts]
+    if 0 in lengths:
+        raise RunnerError(f"text {lengths.index(0)} has no tokens")
+    per_token = {info.name for info in manifest.outputs if _follows_tokens(info)}
+    found: list[dict[str, Array]] = [{} for _ in texts]
+    for batch in group_by_length(lengths, batch_size=batch_size, longest=manifest.max_length):
+        outputs = runner.run(_padded([texts[row] for row in batch.rows], batch.tokens, runner.input_names))
+        for place, row in enumerate(batch.rows):
+            found[row] = {
+                name: output[place, : lengths[row]] if name in per_token else output[place]
+                for name, output in outputs.items()
+            }
+    return found
+
+
+def _follows_tokens(info: TensorInfo) -> bool:
+    return len(info.shape) > 1 and info.shape[1] == "sequence_length"
+
+
+def _padded(texts: Sequence[Mapping[str, Sequence[int]]], tokens: int, names: Sequence[str]) -> Batch:
+    """Padding is token 0 everywhere: nothing reads what the mask hides."""
+    arrays = {name: np.zeros((len(texts), tokens), dtype=np.int64) for name in names}
+    for row, text in enumerate(texts):
+        for name, values in _filled(text, names):
+            arrays[name][row, : len(values)] = values
+    return arrays
+
+
+def _filled(text: Mapping[str, Sequence[int]], names: Sequence[str]) -> Iterator[tuple[str, Sequence[int]]]:
+    for name in names:
+        if name == "attention_mask":
+            yield name, [1] * len(text["input_ids"])
+        elif name in text:
+            yield name, text[name]
