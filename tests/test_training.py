@@ -18,6 +18,8 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from adakron_export import Recipe, export_onnx, open_runner, predict, train
 from adakron_export.errors import CheckpointError, TrainingError
 from adakron_export.tasks import Task
+from adakron_export.training.augmentation import drop_tokens
+from adakron_export.training.averaging import WeightAverage
 from tiny import save_backbone
 
 GOOD, BAD = ("good", "great", "fine", "nice"), ("bad", "awful", "poor", "sad")
@@ -156,8 +158,9 @@ def run_until(settings, output, moment, step=0, *, resume):
 
 
 def test_a_run_killed_anywhere_ends_in_the_same_weights(backbone, data, tmp_path):
-    """A mixture, dropout, accumulation: everything that draws random numbers or counts batches."""
-    changes = {"num_experts": 3, "gradient_accumulation": 2, "save_steps": 3, "batch_size": 4, "epochs": 2.0}
+    """A mixture, dropout, accumulation, an average: everything that draws random numbers or counts batches."""
+    changes = {"num_experts": 3, "gradient_accumulation": 2, "save_steps": 3, "batch_size": 4, "epochs": 2.0,
+               "token_dropout": 0.2, "average": 0.9}  # fmt: skip
     recipe = recipe_of(backbone, data, **changes)
     whole = train(recipe, tmp_path / "whole")
     assert whole.steps == 30
@@ -247,6 +250,52 @@ def test_speed_options_change_nothing_but_speed(backbone, data, tmp_path):
     half = train(recipe_of(backbone, data, epochs=1.0, dropout=0.0, dtype="bf16"), tmp_path / "half")
     assert half.metrics["loss"] == pytest.approx(plain.metrics["loss"], rel=0.05)
     assert half.metrics["loss"] != plain.metrics["loss"]
+
+
+def test_the_average_of_the_weights_is_evaluated_and_kept(backbone, data, tmp_path, monkeypatch):
+    weights, averaging = [], WeightAverage.on_step_end
+
+    def noted(self, args, state, control, **kwargs):
+        averaging(self, args, state, control, **kwargs)
+        weights.append({name: tensor.detach().clone() for name, tensor in self._trained.items()})
+
+    monkeypatch.setattr(WeightAverage, "on_step_end", noted)
+    result = train(recipe_of(backbone, data, epochs=1.0, average=0.5), tmp_path / "out")
+    saved = load_file(result.folder / "adapter_model.safetensors")
+    name = next(name for name in weights[0] if "adakron_up" in name)
+    expected = torch.zeros_like(weights[0][name])  # where the up-projection starts
+    for step, tensors in enumerate(weights, 1):
+        decay = min(0.5, (1 + step) / (2 + step))
+        expected = decay * expected + (1 - decay) * tensors[name]
+    torch.testing.assert_close(saved[name.replace(".default", "")], expected, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(expected, weights[-1][name], atol=1e-4)
+    plain = train(recipe_of(backbone, data, epochs=1.0), tmp_path / "plain")
+    assert plain.metrics["loss"] != result.metrics["loss"]
+
+
+def test_dropped_tokens_leave_shorter_texts_whose_ends_stay():
+    torch.manual_seed(0)
+    ids = torch.tensor([[1, *range(10, 18), 2], [1, 20, 21, 2, *[0] * 6]])
+    batch = {"input_ids": ids, "attention_mask": (ids != 0).long(), "token_type_ids": (ids > 13).long(),
+             "labels": torch.tensor([0, 1])}  # fmt: skip
+    lengths = set()
+    for _ in range(20):
+        found = drop_tokens(batch, 0.5, kept_ids=torch.tensor([0, 1, 2]))
+        first = found["input_ids"][0][found["attention_mask"][0].bool()].tolist()
+        assert (first[0], first[-1]) == (1, 2)
+        assert first == [*sorted(first[:-1]), 2]
+        assert torch.equal(found["token_type_ids"][0][: len(first) - 1], (torch.tensor(first[:-1]) > 13).long())
+        assert found["input_ids"][1][:4].tolist() == [1, 20, 21, 2]  # too short to lose any
+        assert found["input_ids"].shape[1] == max(len(first), 4)
+        assert found["labels"] is batch["labels"]
+        lengths.add(len(first))
+    assert len(lengths) > 3
+
+
+@pytest.mark.parametrize("name", ["token_dropout", "average"])
+def test_shares_of_one_are_refused(name, backbone, data):
+    with pytest.raises(TrainingError, match=f"{name} is 1.0; it must be below 1"):
+        recipe_of(backbone, data, **{name: 1.0})
 
 
 def test_accumulated_batches_are_one_large_batch(backbone, data, tmp_path):

@@ -58,6 +58,7 @@ def prepare_trainer(
         task=task,
         problem_type=data.labels.problem_type,
         pad_token_id=tokenizer.pad_token_id,
+        special_ids=tokenizer.all_special_ids,
         args=arguments,
         train_dataset=features,
         eval_dataset=evaluation,

@@ -71,6 +71,12 @@ class Recipe:
     max_grad_norm: float = _setting(1.0, "Gradients are clipped to it; 0 does not.", group="optimisation")
     dropout: float | None = _setting(None, "In the backbone; its own.", group="optimisation")
     label_smoothing: float = _setting(0.0, "Of single labels.", group="optimisation")
+    token_dropout: float = _setting(
+        0.0, "Share of a text's tokens left out at random, in classification.", group="optimisation"
+    )
+    average: float = _setting(
+        0.0, "Keep a moving average of the weights with this decay, such as 0.99.", group="optimisation"
+    )
     seed: int = _setting(0, "Of everything random.", group="optimisation")
     early_stopping: int | None = _setting(
         None, "Stop after so many evaluations without a better one.", group="evaluation", metavar="PATIENCE"
@@ -125,6 +131,8 @@ _AT_LEAST_ONE = (
     "gradient_accumulation", "early_stopping", "eval_batch_size", "logging_steps", "save_steps",
 )  # fmt: skip
 
+_BELOW_ONE = ("token_dropout", "average")
+
 
 def _check_value(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value is None:
@@ -133,6 +141,8 @@ def _check_value(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise TrainingError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
     if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
         raise TrainingError(f"{name} is {value}; it must be a number of at least 0")
+    if name in _BELOW_ONE and value >= 1:
+        raise TrainingError(f"{name} is {value}; it must be below 1")
     if name in _AT_LEAST_ONE and value < 1:
         raise TrainingError(f"{name} is {value}; it must be at least 1")
     if name in ("epochs", "learning_rate", "head_learning_rate", "norm_learning_rate") and value == 0:

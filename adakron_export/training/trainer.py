@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from adakron_export.errors import TrainingError
 from adakron_export.tasks import Task
+from adakron_export.training.augmentation import drop_tokens
+from adakron_export.training.averaging import WeightAverage
 from adakron_export.training.batches import Collator, LengthGroupedSampler
 from adakron_export.training.losses import LABELS, count_terms, label_names, summed_loss, symmetric_divergence
 from adakron_export.training.metrics import LOWER_IS_BETTER
@@ -90,6 +94,7 @@ class AdaKronTrainer(Trainer):  # type: ignore[misc,unused-ignore]
         task: What the model is for.
         problem_type: Of text classification.
         pad_token_id: What fills short texts.
+        special_ids: Tokens that stand for no piece of text.
         options: What else `transformers.Trainer` takes: arguments, data, callbacks.
     """
 
@@ -101,13 +106,20 @@ class AdaKronTrainer(Trainer):  # type: ignore[misc,unused-ignore]
         task: Task,
         problem_type: str | None,
         pad_token_id: int,
+        special_ids: Sequence[int] = (),
         **options: Any,
     ) -> None:
+        if recipe.token_dropout and task is not Task.TEXT_CLASSIFICATION:
+            raise TrainingError(f"token_dropout is for text classification; in {task} every token has a label")
         self.recipe = recipe
         self.task = task
         self.problem_type = problem_type
         super().__init__(model=model, data_collator=Collator(pad_token_id), **options)
         self.loss_is_scaled_for_ga = True  # by `compute_loss`, exactly
+        self._special_ids = torch.tensor(list(special_ids), dtype=torch.long)
+        self._average = WeightAverage(model, recipe.average) if recipe.average else None
+        if self._average is not None:
+            self.add_callback(self._average)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> LengthGroupedSampler:
         table = self.train_dataset if train_dataset is None else train_dataset
@@ -156,6 +168,8 @@ class AdaKronTrainer(Trainer):  # type: ignore[misc,unused-ignore]
     ) -> Any:
         """The mean over the terms of the whole step; without ``num_items_in_batch``, of this batch."""
         tensors = {name: tensor for name, tensor in inputs.items() if name not in LABELS}
+        if model.training and self.recipe.token_dropout:
+            tensors = drop_tokens(tensors, self.recipe.token_dropout, kept_ids=self._special_ids)
         outputs = model(**tensors)
         smoothing = self.recipe.label_smoothing if model.training else 0.0
         total = summed_loss(outputs, inputs, self.task, self.problem_type, smoothing=smoothing)
@@ -169,13 +183,28 @@ class AdaKronTrainer(Trainer):  # type: ignore[misc,unused-ignore]
             loss = total * self.args.world_size / num_items_in_batch.clamp(min=1)
         return (loss, outputs) if return_outputs else loss
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As transformers does, with the average of the weights where one is kept."""
+        with self._averaged():
+            return super().evaluate(*args, **kwargs)
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        return nullcontext() if self._average is None else self._average.in_place()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        if self._average is not None:
+            self._average.load(Path(resume_from_checkpoint))
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         """Adapters and head; what the Trainer adds (a pickle of its arguments, the tokenizer) is known already."""
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        self.accelerator.unwrap_model(self.model).save_pretrained(
-            str(folder), state_dict=state_dict, save_embedding_layers=False
-        )
+        model = self.accelerator.unwrap_model(self.model)
+        with self._averaged():
+            model.save_pretrained(str(folder), state_dict=state_dict, save_embedding_layers=False)
+        if self._average is not None:
+            self._average.save(folder)
 
 
 class _EpochSetter(TrainerCallback):  # type: ignore[misc,unused-ignore]
