@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from adakron_export.runtimes.transformers_model import OnnxModel
     from adakron_export.training.recipe import Recipe
     from adakron_export.training.run import TrainingResult, train
+    from adakron_export.tuning import TuneReport, tune
     from adakron_export.validation.parity import ParityReport
     from adakron_export.verify import validate
 
@@ -45,6 +46,7 @@ _HOMES = {
     "Recipe": "training.recipe",
     "Runner": "runtimes.base",
     "TrainingResult": "training.run",
+    "TuneReport": "tuning",
     "bench": "benchmarking",
     "convert": "conversion",
     "export_onnx": "export",
@@ -56,6 +58,7 @@ _HOMES = {
     "predict": "prediction",
     "run_texts": "runtimes.batching",
     "train": "training.run",
+    "tune": "tuning",
     "validate": "verify",
 }
 
@@ -71,6 +74,7 @@ __all__ = [
     "Recipe",
     "Runner",
     "TrainingResult",
+    "TuneReport",
     "__version__",
     "bench",
     "convert",
@@ -83,6 +87,7 @@ __all__ = [
     "predict",
     "run_texts",
     "train",
+    "tune",
     "validate",
 ]
 

@@ -51,6 +51,29 @@ class SourceFile:
 
 
 @dataclass(frozen=True, slots=True)
+class Tuning:
+    """How ONNX Runtime is fastest with an artifact on one machine; on others it counts for nothing.
+
+    Attributes:
+        processor: Its name, as of `describe_machine`.
+        cores: Of the machine.
+        threads: Of one operator; ``None`` is ONNX Runtime's choice.
+        spinning: Whether threads without work wait awake.
+        disabled_optimizers: ONNX Runtime optimisers to leave off, in the place of the manifest's.
+        speedup: Over the settings without it, and where that was measured.
+        shapes: Texts and tokens, such as ``1x128``.
+    """
+
+    processor: str
+    cores: int
+    threads: int | None = None
+    spinning: bool = True
+    disabled_optimizers: tuple[str, ...] = ()
+    speedup: float = 1.0
+    shapes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What `adakron_export.json` holds.
 
@@ -69,6 +92,7 @@ class Manifest:
         disabled_optimizers: ONNX Runtime optimisers to leave off.
         float_dtype: Of all that is not in 8 bits.
         calibrated_on: The text that int8 or fp8 with fixed scales was calibrated on.
+        tuning: What `tune` found.
         versions: Of the packages that made it.
         files: sha256 of every file but the manifest itself.
     """
@@ -87,6 +111,7 @@ class Manifest:
     disabled_optimizers: tuple[str, ...] = ()
     float_dtype: str = "fp32"
     calibrated_on: str | None = None
+    tuning: Tuning | None = None
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -171,10 +196,21 @@ def open_artifact(folder: str | Path) -> Artifact:
 def write_manifest(folder: Path, manifest: Manifest) -> Artifact:
     """Write the manifest, with the sha256 of every file that is there."""
     files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
-    content = {**asdict(manifest), "files": files}
-    text = json.dumps({"format_version": FORMAT_VERSION, **content}, indent=2) + "\n"
-    (folder / MANIFEST).write_text(text, encoding="utf-8")
-    return Artifact(folder, _parse(content))
+    manifest = _parse({**asdict(manifest), "files": files})
+    (folder / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
+    return Artifact(folder, manifest)
+
+
+def replace_manifest(artifact: Artifact, manifest: Manifest) -> Artifact:
+    """Write another manifest for the same files, in one step."""
+    partial = artifact.folder / (MANIFEST + ".partial")
+    partial.write_text(_manifest_text(manifest), encoding="utf-8")
+    partial.replace(artifact.folder / MANIFEST)
+    return Artifact(artifact.folder, manifest)
+
+
+def _manifest_text(manifest: Manifest) -> str:
+    return json.dumps({"format_version": FORMAT_VERSION, **asdict(manifest)}, indent=2) + "\n"
 
 
 def sha256_of(path: Path) -> str:
@@ -218,6 +254,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
             "adapter_source": SourceFile(**content["adapter_source"]),
             "backbone_source": tuple(SourceFile(**row) for row in content["backbone_source"]),
             "disabled_optimizers": tuple(content["disabled_optimizers"]),
+            "tuning": _read_tuning(content.get("tuning")),
         }
     )
     sources = (manifest.adapter_source, *manifest.backbone_source)
@@ -235,6 +272,18 @@ def _parse(content: dict[str, Any]) -> Manifest:
     _require(longest is None or (type(longest) is int and longest > 0), f"max_length is {longest!r}")
     _require(isinstance(manifest.adapter, dict) and {"r", "k", "num_experts"} <= manifest.adapter.keys(), "adapter")
     return manifest
+
+
+def _read_tuning(row: Any) -> Tuning | None:
+    if row is None:
+        return None
+    tuning = Tuning(**{**row, **{name: tuple(row[name]) for name in ("disabled_optimizers", "shapes")}})
+    texts = (tuning.processor, *tuning.disabled_optimizers, *tuning.shapes)
+    _require(all(isinstance(text, str) for text in texts), "a name in tuning is no text")
+    _require(type(tuning.cores) is int and type(tuning.spinning) is bool, "tuning has other types")
+    _require(type(tuning.speedup) in (int, float), f"tuning has the speedup {tuning.speedup!r}")
+    _require(tuning.threads is None or (type(tuning.threads) is int and tuning.threads > 0), "threads in tuning")
+    return tuning
 
 
 def read_tensors(rows: Any) -> tuple[TensorInfo, ...]:

@@ -15,7 +15,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ class RunnerSettings:
         threads: Of one operator; the runtime's choice by default.
         backbone: The checkpoint's backbone, where it names none.
         task: The checkpoint's task, where it is not to be inferred.
+        tuning: In the place of the artifact's own, `Tuning` as plain data.
     """
 
     path: str
@@ -50,6 +51,7 @@ class RunnerSettings:
     threads: int | None = None
     backbone: str | None = None
     task: str | None = None
+    tuning: dict[str, Any] | None = None
 
 
 class RunnerProcess:
@@ -215,7 +217,7 @@ class _Served:
 
 def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
     """Open an artifact, an engine or a checkpoint, and say what it takes."""
-    from adakron_export.artifact import is_artifact, open_artifact
+    from adakron_export.artifact import Artifact, Tuning, is_artifact, open_artifact
     from adakron_export.device import Device
     from adakron_export.engines.folder import is_engine, open_engine
     from adakron_export.input_space import exported_space, model_space
@@ -228,6 +230,8 @@ def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
         return TensorRTRunner(engine, cuda_graphs=True), exported_space(engine)
     if path.is_dir() and is_artifact(path):
         artifact = open_artifact(path)
+        if settings.tuning is not None:
+            artifact = Artifact(path, replace(artifact.manifest, tuning=Tuning(**settings.tuning)))
         device = Device.named(settings.device)
         runner = open_on(artifact, device, threads=settings.threads, cuda_graphs=not device.on_cpu)
         return runner, exported_space(artifact)

@@ -79,12 +79,23 @@ def _print_artifact(info: Any) -> None:
             ("operators", f"{sum(info.ops.values())}: {ops}"),
             ("files", ", ".join(f"{name} {options.size(number)}" for name, number in info.file_bytes.items())),
             ("validation", _verdict(info.parity)),
+            ("tuning", _tuning(manifest["tuning"])),
         ]
     )
     if info.adapters:
         _print_adapters(info.adapters)
     else:
         click.echo(f"adapters inlined for the target {manifest['target']}")
+
+
+def _tuning(tuning: dict[str, Any] | None) -> str:
+    if tuning is None:
+        return "none"
+    threads = tuning["threads"] or "ONNX Runtime's choice of"
+    settings = [f"{threads} threads", f"spinning {'on' if tuning['spinning'] else 'off'}"]
+    settings += [f"{name} off" for name in tuning["disabled_optimizers"]]
+    gain = f"{tuning['speedup']:.2f}x faster at {', '.join(tuning['shapes'])}"
+    return f"{', '.join(settings)} ({gain}) on {tuning['processor']} with {tuning['cores']} cores"
 
 
 def _verdict(parity: dict[str, Any] | None) -> str:

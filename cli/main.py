@@ -23,6 +23,7 @@ from .onnx import onnx
 from .predict import predict
 from .tensorrt import tensorrt
 from .train import train
+from .tune import tune
 from .validate import validate
 
 
@@ -64,5 +65,5 @@ def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
     """
 
 
-for command in (bench, check, compare, convert, doctor, inspect, onnx, predict, tensorrt, train, validate):
+for command in (bench, check, compare, convert, doctor, inspect, onnx, predict, tensorrt, train, tune, validate):
     main.add_command(command)

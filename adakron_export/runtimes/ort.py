@@ -6,14 +6,15 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import Artifact, Manifest
+from adakron_export.artifact import Artifact, Manifest, Tuning
 from adakron_export.device import Device
 from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
+from adakron_export.machine import describe_machine
 from adakron_export.runtimes.base import Array, Batch, feed_of
 
 # What a model spends its time on; ONNX Runtime may well compute shapes on the CPU while these run on a GPU.
@@ -38,7 +39,7 @@ class OrtRunner:
     Args:
         artifact: The opened folder, or the manifest and file of one that is being made.
         device: Where to run; another provider is never used in its place.
-        threads: Of one operator; ONNX Runtime's choice by default.
+        threads: Of one operator; what `tune` found on this machine, or else ONNX Runtime's choice by default.
         optimize: Whether ONNX Runtime may rewrite the graph; without, every value can be looked at.
         cuda_graphs: Whether launches are recorded once per batch of `prepare` and replayed; only for timing.
 
@@ -53,9 +54,11 @@ class OrtRunner:
     ) -> None:  # fmt: skip
         self.manifest = artifact.manifest
         self.device = device
-        options = _session_options(threads, optimize=optimize)
+        tuning = _tuning_here(self.manifest) if device is Device.CPU else None
+        options = _session_options(threads, tuning, optimize=optimize)
         settings, provider = _settings(device, cuda_graphs=cuda_graphs), _PROVIDERS[device]
-        self.session = _open_session(artifact, device, settings, options)
+        disabled = tuning.disabled_optimizers if tuning else self.manifest.disabled_optimizers
+        self.session = _open_session(artifact, device, settings, options, disabled)
         _check_placement(self.session, provider)
         self.name = f"onnxruntime {provider}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)
@@ -119,7 +122,14 @@ def _settings(device: Device, *, cuda_graphs: bool) -> dict[str, str]:
     return {}
 
 
-def _session_options(threads: int | None, *, optimize: bool) -> Any:
+def _tuning_here(manifest: Manifest) -> Tuning | None:
+    machine = describe_machine(device=Device.CPU, threads=None)
+    tuning = manifest.tuning
+    same = tuning is not None and (tuning.processor, tuning.cores) == (machine["processor"], machine["cores"])
+    return tuning if same else None
+
+
+def _session_options(threads: int | None, tuning: Tuning | None, *, optimize: bool) -> Any:
     ort = require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
     options = ort.SessionOptions()
     options.log_severity_level = 4  # fatal; its errors come as exceptions too, which we show
@@ -128,12 +138,18 @@ def _session_options(threads: int | None, *, optimize: bool) -> Any:
         if threads < 1:
             raise RunnerError(f"threads is {threads}; it must be at least 1")
         options.intra_op_num_threads = threads
+    elif tuning is not None and tuning.threads is not None:
+        options.intra_op_num_threads = tuning.threads
+    if tuning is not None and not tuning.spinning:
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     if not optimize:
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     return options
 
 
-def _open_session(artifact: Artifact, device: Device, settings: dict[str, str], options: Any) -> Any:
+def _open_session(
+    artifact: Artifact, device: Device, settings: dict[str, str], options: Any, disabled: Sequence[str]
+) -> Any:
     model, manifest, name = artifact.model, artifact.manifest, _PROVIDERS[device]
     if manifest.dtype == "bf16" and device is Device.CPU:
         raise RunnerError("ONNX Runtime has no bf16 on the CPU; open it with device cuda, or export fp32 for the CPU")
@@ -156,7 +172,7 @@ def _open_session(artifact: Artifact, device: Device, settings: dict[str, str], 
             model,
             options,
             providers=providers,
-            disabled_optimizers=list(manifest.disabled_optimizers),
+            disabled_optimizers=list(disabled),
             enable_fallback=0,  # to another provider, with lines on stdout
         )
     except Exception as error:  # its exceptions share no base class

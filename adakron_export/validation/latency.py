@@ -145,6 +145,13 @@ def speedup(reference: Sequence[float], candidate: Sequence[float], *, seed: int
     return interval_of(np.median(logs), resampled_medians(logs, seed=seed))
 
 
+def overall_speedup(pairs: Sequence[tuple[Sequence[float], Sequence[float]]]) -> Interval:
+    """The geometric mean of `speedup` over several shapes; a pair has the latencies of reference and candidate."""
+    logs = [np.log(np.asarray(reference)) - np.log(np.asarray(candidate)) for reference, candidate in pairs]
+    resampled = [resampled_medians(each, seed=index) for index, each in enumerate(logs)]
+    return interval_of(np.mean([np.median(each) for each in logs]), np.mean(resampled, axis=0))
+
+
 def resampled_medians(values: NDArray[Any], *, seed: int = 0) -> NDArray[Any]:
     """Medians of resamples of the values (Efron, 1979)."""
     rng = np.random.default_rng(seed)
