@@ -233,3 +233,32 @@ def test_pooling_ignores_padding(mode):
     alone = pool(hidden[:1, :2], mask[:1, :2], rule)
     torch.testing.assert_close(pool(hidden, mask, rule)[:1], alone)
     torch.testing.assert_close(alone.norm(dim=-1), torch.ones(1))
+
+
+def count_decompositions(monkeypatch):
+    from torch.onnx._internal.exporter import _fx_passes
+
+    calls, decompose = [], _fx_passes.decompose_with_registry
+
+    def counted(program, registry):
+        calls.append(program)
+        return decompose(program, registry)
+
+    monkeypatch.setattr(_fx_passes, "decompose_with_registry", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("model_type", "decomposed"), [("bert", False), ("distilbert", False), ("vit", False), ("mpnet", True)]
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_only_what_needs_it_is_decomposed_and_the_graph_is_the_same(model_type, decomposed, dtype, monkeypatch):
+    _, folded = folded_model(model_type, dtype)
+    calls = count_decompositions(monkeypatch)
+    found = captured(folded)
+    assert bool(calls) == decomposed
+    monkeypatch.setattr("adakron_export.graph.decomposition._internals", lambda: (None, None))
+    expected = captured(folded)
+    assert len(calls) == 1 + decomposed
+    assert [node.op_type for node in found.graph] == [node.op_type for node in expected.graph]
+    assert [value.dtype for value in found.graph.outputs] == [value.dtype for value in expected.graph.outputs]

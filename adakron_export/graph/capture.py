@@ -20,6 +20,7 @@ from adakron_export.artifact import MODULE_KEY
 from adakron_export.errors import ExportError
 from adakron_export.graph import kron_op
 from adakron_export.graph.attention import use_plain_attention
+from adakron_export.graph.decomposition import undecomposed_where_possible
 
 OPSETS = range(18, 24)
 DEFAULT_OPSET = 20
@@ -43,7 +44,7 @@ def capture(model: TaskModel, sample: dict[str, Tensor], *, opset: int = DEFAULT
     tensors = tuple(sample[name] for name in model.signature.inputs)
     axes = tuple(dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in model.signature.inputs.values())
     try:
-        with _quiet_exporter(), torch.no_grad():
+        with _quiet_exporter(), undecomposed_where_possible(), torch.no_grad():
             program = torch.onnx.export(
                 model,
                 tensors,
