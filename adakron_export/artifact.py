@@ -5,6 +5,7 @@ config.json, tokenizer files     so that those tools open the folder as it is
 adakron_export.json              the manifest
 parity.json                      what was compared, and the result
 calibration.json                 of int8 and fp8 with fixed scales: the tokens of the text they were found on
+accuracy.json                    what was tried for the largest accuracy drop that was allowed
 README.md                        a model card
 """
 
@@ -23,6 +24,7 @@ MANIFEST = "adakron_export.json"
 PARITY = "parity.json"
 CARD = "README.md"
 CALIBRATION = "calibration.json"
+LADDER = "accuracy.json"
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx_data"
 FORMAT_VERSION = 1
@@ -91,6 +93,7 @@ class Manifest:
         max_length: The longest input, in tokens.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
         float_dtype: Of all that is not in 8 bits.
+        narrowing: Whether int8 includes the products with fewer columns than rows.
         calibrated_on: The text that int8 or fp8 with fixed scales was calibrated on.
         tuning: What `tune` found.
         versions: Of the packages that made it.
@@ -110,6 +113,7 @@ class Manifest:
     max_length: int | None
     disabled_optimizers: tuple[str, ...] = ()
     float_dtype: str = "fp32"
+    narrowing: bool = True
     calibrated_on: str | None = None
     tuning: Tuning | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -144,6 +148,11 @@ class Artifact:
         """What validation said when it was exported; ``None`` where it was left out."""
         path = self.folder / PARITY
         return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """What was tried for the largest accuracy drop, in its order, or nothing."""
+        path = self.folder / LADDER
+        return json.loads(path.read_text(encoding="utf-8"))["attempts"] if path.is_file() else []
 
     def calibration_tokens(self) -> tuple[int, ...]:
         """Ids of the tokens that fixed scales were found on; empty where there are none.
@@ -266,6 +275,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
     _require(manifest.task in list(Task), f"task is {manifest.task!r}")
     _require(manifest.dtype in DTYPES, f"dtype is {manifest.dtype!r}")
     _require(manifest.float_dtype in ("fp32", *HALF_DTYPES), f"float_dtype is {manifest.float_dtype!r}")
+    _require(type(manifest.narrowing) is bool, f"narrowing is {manifest.narrowing!r}")
     _require(isinstance(manifest.calibrated_on, str | None), f"calibrated_on is {manifest.calibrated_on!r}")
     _require(type(manifest.opset) is int, f"opset is {manifest.opset!r}")
     longest = manifest.max_length

@@ -47,13 +47,21 @@ tags:
 | inputs | {inputs} |
 | outputs | {outputs} |
 | validation | {verdict} |
-
+{_accuracy(artifact)}
 ## Run it
 
 ```python
 {_snippet(manifest.task)}
 ```
 """
+
+
+def _accuracy(artifact: Artifact) -> str:
+    return "".join(
+        f"| {row['label']} | {row['metric']} {row['candidate']:.4g}, eager PyTorch {row['reference']:.4g}; "
+        f"{row['flips']} of {row['examples']} answers changed; {'kept' if row['held'] else 'not good enough'} |\n"
+        for row in artifact.attempts()
+    )
 
 
 def _snippet(task: str) -> str:

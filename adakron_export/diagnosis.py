@@ -148,4 +148,5 @@ def _exported_anew(checkpoint: Checkpoint, artifact: Artifact, pooling: Pooling,
         smoothing = smoothing_in(ir.load(artifact.model))
         kind = Kind(manifest.dtype)
         find = partial(calibrate, manifest=manifest, batches=[batch], kind=kind, smoothing=smoothing)
-    return build_graph(folded, opset=manifest.opset, target=target, dtype=manifest.dtype, calibrate=find)
+    return build_graph(folded, opset=manifest.opset, target=target, dtype=manifest.dtype, calibrate=find,
+                       narrowing=manifest.narrowing)  # fmt: skip

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from adakron_export.artifact import (
     CALIBRATION,
     CARD,
+    LADDER,
     PARITY,
     Artifact,
     Manifest,
@@ -28,6 +29,7 @@ from adakron_export.extras import package_versions, require
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.input_space import model_space
+from adakron_export.ladder import Attempt, Judge, Rung, rungs_of
 from adakron_export.onnx_file import write_model
 from adakron_export.sides import tokenizer_folder
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
@@ -56,12 +58,14 @@ class ExportResult:
         written: Whether it does.
         parity: What validation said; ``None`` where it was left out.
         artifact: The artifact, where it was written.
+        attempts: What was tried for the largest accuracy drop, in its order; the last one is the artifact.
     """
 
     folder: Path
     written: bool
     parity: ParityReport | None
     artifact: Artifact | None
+    attempts: tuple[Attempt, ...] = ()
 
 
 def export_onnx(
@@ -74,6 +78,7 @@ def export_onnx(
     dtype: str = "fp32",
     opset: int = 20,
     data: str | None = None,
+    max_accuracy_drop: float | None = None,
     atol: float | None = None,
     validate: bool = True,
     force: bool = False,
@@ -89,7 +94,10 @@ def export_onnx(
         target: ``portable``, ``ort-cpu``, ``openvino``, ``ort-cuda`` or ``tensorrt``.
         dtype: Of the graph: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``. Outputs are float32 in any case.
         opset: Version of the standard operators, 18 to 23.
-        data: Text to find the scales of int8 or fp8 on, for target ``tensorrt`` or ``openvino``; read as for training.
+        data: Text to find the scales of int8 or fp8 on, for target ``tensorrt`` or ``openvino``, and to measure the
+            accuracy on; read as for training.
+        max_accuracy_drop: By how many points of 100 the task's first metric may be worse on ``data``, such as 0.5.
+            From the fastest to the most accurate dtype the first one that holds is kept, beginning with ``dtype``.
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
         validate: Compare with eager PyTorch, which needs ONNX Runtime.
         force: Write the artifact even where validation fails, or the adapters change nothing.
@@ -104,40 +112,93 @@ def export_onnx(
     """
     folder = Path(output)
     lowered_for = target_named(target)
-    check_dtype(lowered_for, dtype, opset=opset, calibrated=data is not None)
-    tolerance = tolerance_for(dtype).changed({"absolute": atol})
+    calibrated = data is not None and (max_accuracy_drop is None or dtype in lowered_for.calibrated)
+    check_dtype(lowered_for, dtype, opset=opset, calibrated=calibrated)
+    rungs = [Rung(dtype)] if max_accuracy_drop is None else rungs_of(lowered_for, dtype)
+    if max_accuracy_drop is not None and data is None:
+        raise ExportError("a largest accuracy drop needs labelled text to measure it on; pass --data (data=...)")
+    tolerance_for(dtype).changed({"absolute": atol})
     _check_place(folder, runs=validate or data is not None)
-    if validate and lowered_for.device is Device.OPENVINO:
+    if lowered_for.device is Device.OPENVINO and (validate or max_accuracy_drop is not None):
         require("openvino", extra="openvino")
     progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
     from adakron_export.adapter.loading import load_model
-    from adakron_export.graph.build import build_graph
 
     found = find_checkpoint(checkpoint, backbone)
     model = load_model(found, task=task)
     eager = _eager(found, model, force=force)
     progress("fold the adapters")
     folded = _folded(found, model, lowered_for, dtype)
-    progress(f"export the graph (opset {opset})")
-    describe = partial(_manifest, found, model, folded, dtype=dtype, target=lowered_for, opset=opset, data=data)
-    calibrate = _Calibration(found, eager, describe, data, Kind(dtype), progress) if data is not None else None
-    graph = build_graph(folded, opset=opset, target=lowered_for, dtype=dtype, calibrate=calibrate)
-    manifest = describe(graph)
+    make = _Making(found, model, eager, folded, lowered_for, opset, data if calibrated else None, progress)
+    judge = _judge(found, eager, data, max_accuracy_drop / 100, progress) if max_accuracy_drop is not None else None
+    attempts: list[Attempt] = []
     with staged_folder(folder) as staged:
-        progress("write the model")
-        _write_model(graph, found, model, staged)
-        if calibrate is not None:
-            _write_json(staged / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibrate.token_ids})
-        artifact = Artifact(staged, manifest)
-        del graph
+        for rung in rungs:
+            artifact = make(rung, staged)
+            if judge is None:
+                break
+            progress(f"hold {rung.label} to {data}")
+            attempts.append(judge.judge(rung, artifact, lowered_for.device))
+            if attempts[-1].held:
+                break
+        if attempts:
+            _write_json(staged / LADDER, {"data": Path(str(data)).name, "max_accuracy_drop": max_accuracy_drop,
+                                          "attempts": [row.to_json() for row in attempts]})  # fmt: skip
+        tolerance = tolerance_for(artifact.manifest.dtype).changed({"absolute": atol})
         report = _proven(artifact, eager, folded, lowered_for.device, tolerance, progress) if validate else None
-        if report is not None and not report.passed and not force:
-            return ExportResult(folder, written=False, parity=report, artifact=None)
+        sound = (report is None or report.passed) and (not attempts or attempts[-1].held)
+        if not sound and not force:
+            return ExportResult(folder, False, report, None, tuple(attempts))
         (staged / CARD).write_text(model_card(artifact, folder.name), encoding="utf-8")
-        artifact = write_manifest(staged, manifest)
+        artifact = write_manifest(staged, artifact.manifest)
         put_in_place(staged, folder)
-    return ExportResult(folder, written=True, parity=report, artifact=Artifact(folder, artifact.manifest))
+    return ExportResult(folder, True, report, Artifact(folder, artifact.manifest), tuple(attempts))
+
+
+@dataclass(frozen=True, slots=True)
+class _Making:
+    """Makes the files of one checkpoint's artifact, in a dtype."""
+
+    found: Checkpoint
+    model: PeftModel
+    eager: TaskModel
+    folded: TaskModel
+    target: Target
+    opset: int
+    data: str | None
+    progress: Progress
+
+    def __call__(self, rung: Rung, folder: Path) -> Artifact:
+        from adakron_export.graph.build import build_graph
+
+        self.progress(f"export the graph ({rung.label}, opset {self.opset})")
+        data = self.data if rung.dtype in self.target.calibrated else None
+        describe = partial(_manifest, self.found, self.model, self.folded, rung=rung, target=self.target,
+                           opset=self.opset, data=data)  # fmt: skip
+        calibrate = None
+        if data is not None:
+            calibrate = _Calibration(self.found, self.eager, describe, data, Kind(rung.dtype), self.progress)
+        graph = build_graph(self.folded, opset=self.opset, target=self.target, dtype=rung.dtype, calibrate=calibrate,
+                            narrowing=rung.narrowing)  # fmt: skip
+        manifest = describe(graph)
+        self.progress("write the model")
+        for file in folder.iterdir():  # of what was tried before
+            file.unlink()
+        _write_model(graph, self.found, self.model, folder)
+        if calibrate is not None:
+            _write_json(folder / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibrate.token_ids})
+        return Artifact(folder, manifest)
+
+
+def _judge(found: Checkpoint, eager: TaskModel, data: str | None, max_drop: float, progress: Progress) -> Judge:
+    from adakron_export.evaluation_data import read_evaluation, tokenizer_of
+    from adakron_export.runtimes.eager import EagerRunner
+
+    folder = tokenizer_folder(found)
+    text = read_evaluation(str(data), task=eager.task, config=eager.config.to_dict(), tokenizer=tokenizer_of(folder),
+                           space=model_space(eager, folder), say=progress)  # fmt: skip
+    return Judge(EagerRunner(eager), text, max_drop=max_drop, progress=progress)
 
 
 def _proven(
@@ -255,7 +316,7 @@ def _write_model(graph: ir.Model, found: Checkpoint, model: PeftModel, folder: P
 
 
 def _manifest(
-    found: Checkpoint, model: PeftModel, folded: TaskModel, graph: ir.Model, *, dtype: str, target: Target, opset: int,
+    found: Checkpoint, model: PeftModel, folded: TaskModel, graph: ir.Model, *, rung: Rung, target: Target, opset: int,
     data: str | None,
 ) -> Manifest:  # fmt: skip
     from adakron_export.adapter.checkpoint import backbone_files
@@ -266,7 +327,7 @@ def _manifest(
     return Manifest(
         task=folded.task.value,
         target=target.name,
-        dtype=dtype,
+        dtype=rung.dtype,
         opset=opset,
         inputs=tuple(_tensor_info(value) for value in graph.graph.inputs),
         outputs=tuple(_tensor_info(value) for value in graph.graph.outputs),
@@ -276,7 +337,8 @@ def _manifest(
         backbone=Path(found.backbone).name if Path(found.backbone).exists() else found.backbone,
         max_length=position_limit(folded.model),
         disabled_optimizers=target.disabled_optimizers,
-        float_dtype=target.floating(dtype),
+        float_dtype=target.floating(rung.dtype),
+        narrowing=rung.narrowing,
         calibrated_on=Path(data).name if data is not None else None,
         versions=package_versions(),
     )

@@ -10,10 +10,12 @@ import argparse
 import importlib.util
 import json
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from typing import Any
 from machine import describe
 
 MB = 1e6
+ROUNDS = 3
 MODELS = ("demo", "minilm", "bert-base", "over-2-gb")
 
 
@@ -103,6 +106,33 @@ def measure_export(checkpoint: Path, backbone: Path | None, folder: Path) -> dic
     }
 
 
+def measure_plain(checkpoint: Path, backbone: Path | None, folder: Path) -> dict[str, Any]:
+    """`torch.onnx.export` of the model as it was trained, in this process."""
+    import graphs
+
+    from adakron_export import load_model
+
+    return timed(lambda: graphs.torch_export(load_model(checkpoint, backbone=backbone).get_base_model(),
+                                             folder.with_name("plain.onnx"), opset=20))  # fmt: skip
+
+
+def measure_ours(checkpoint: Path, backbone: Path | None, folder: Path) -> dict[str, Any]:
+    """The export without validation, in this process."""
+    import graphs  # noqa: F401 - the same imports as for the other, before the clock starts
+
+    from adakron_export import export_onnx
+
+    place = folder.with_name("unvalidated")
+    return timed(lambda: export_onnx(checkpoint, place, backbone=backbone, target="ort-cpu", validate=False))
+
+
+def timed(run: Callable[[], object]) -> dict[str, Any]:
+    """Seconds and peak memory."""
+    start = time.perf_counter()
+    run()
+    return {"seconds": round(time.perf_counter() - start, 2), "peak_mb": round(memory_mb("VmHWM"))}
+
+
 def measure_engine(folder: Path) -> dict[str, Any]:
     """Parse and build with TensorRT-RTX: 1x1 to 32x the model's length, best at 8x128."""
     import tensorrt_rtx as trt
@@ -134,6 +164,8 @@ def measure(name: str, step: str, folder: Path) -> dict[str, Any]:
         return {}
     checkpoint, backbone = (Path(path) if path else None for path in saved)
     assert checkpoint is not None
+    if step in ("plain", "ours"):
+        return (measure_plain if step == "plain" else measure_ours)(checkpoint, backbone, folder / "artifact")
     return measure_export(checkpoint, backbone, folder / "artifact")
 
 
@@ -155,7 +187,18 @@ def run(name: str) -> dict[str, Any] | None:
         if in_own_process(name, "checkpoint", folder) is None:
             return None
         row = in_own_process(name, "export", folder)
-        return row and {**row, "tensorrt_rtx": in_own_process(name, "engine", folder)}
+        beside = compared(name, folder) if name == "bert-base" else None
+        return row and {**row, "tensorrt_rtx": in_own_process(name, "engine", folder), "torch_onnx_export": beside}
+
+
+def compared(name: str, folder: Path) -> dict[str, Any]:
+    """Ours, without validation, beside `torch.onnx.export`, in turn; imports do not count."""
+    runs = [(in_own_process(name, "ours", folder), in_own_process(name, "plain", folder)) for _ in range(ROUNDS)]
+    whole = [(ours, plain) for ours, plain in runs if ours and plain]
+    ratios = {
+        what: statistics.median(ours[what] / plain[what] for ours, plain in whole) for what in ("seconds", "peak_mb")
+    }
+    return {"ours": [ours for ours, _ in whole], "plain": [plain for _, plain in whole], "ratios": ratios}
 
 
 def main() -> None:
@@ -184,6 +227,9 @@ def main() -> None:
             f"{row['peak_mb']:>9}{row['max_abs_error']:>10.1e}{built}",
             flush=True,
         )
+        if row["torch_onnx_export"]:
+            ratios = row["torch_onnx_export"]["ratios"]
+            print(f"  over torch.onnx.export: seconds {ratios['seconds']:.2f}, peak memory {ratios['peak_mb']:.2f}")
     if options.output:
         options.output.write_text(json.dumps({"machine": describe(), "models": rows}, indent=2) + "\n")
 

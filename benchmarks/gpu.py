@@ -34,8 +34,6 @@ from adakron_export.quantities import parse_seconds, parse_shape
 from adakron_export.validation.latency import Latency, measure, speedup
 from adakron_export.worker import RunnerProcess, RunnerSettings
 
-ROOT = Path(__file__).parents[1]
-DEMO = ROOT / "models" / "demo"
 PEERS = str(Path(__file__).with_name("peers.py"))
 BARE, LAUNCHED = ", without adapters", ", without CUDA graphs"
 
@@ -98,19 +96,13 @@ def main() -> None:
 def demo(shapes: list[tuple[int, int]]) -> Model:
     """The embedded model."""
     largest = (max(texts for texts, _ in shapes), 64)
-    return Model(DEMO, DEMO / "train.tsv", largest, largest)
+    return Model(graphs.DEMO, graphs.DEMO / "train.tsv", largest, largest)
 
 
 def bert_base(folder: Path, shapes: list[tuple[int, int]]) -> Model:
-    """A BERT-base-sized one; the demo's tokenizer, whose words it knows, is for calibrating it."""
-    checkpoint = graphs.checkpoint(folder)
-    for file in (DEMO / "backbone").glob("*token*"):
-        shutil.copyfile(file, folder / "backbone" / file.name)
-    text = folder / "texts.jsonl"
-    lines = (DEMO / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
-    text.write_text("".join(json.dumps({"text": line.rpartition("\t")[0]}) + "\n" for line in lines), encoding="utf-8")
+    """A BERT-base-sized one."""
     largest = (max(texts for texts, _ in shapes), 512)
-    return Model(checkpoint, text, (8, 128), largest)
+    return Model(graphs.checkpoint(folder), graphs.texts(folder), (8, 128), largest)
 
 
 def made(model: Model, folder: Path, device: str) -> tuple[dict[str, str], dict[str, str]]:

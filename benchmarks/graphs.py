@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib.util
+import json
+import shutil
 import sys
 import warnings
 from collections.abc import Callable
@@ -27,6 +29,7 @@ from adakron_export.graph.targets import target_named
 from adakron_export.onnx_file import write_model
 from adakron_export.tasks import Task
 
+DEMO = Path(__file__).parents[1] / "models" / "demo"
 NAMES = ("input_ids", "attention_mask", "token_type_ids")
 SHAPE = {0: "batch_size", 1: "sequence_length"}
 
@@ -46,10 +49,21 @@ def checkpoint(folder: Path) -> Path:
     torch.manual_seed(0)
     model: Any = BertForSequenceClassification(BertConfig())
     model.save_pretrained(folder / "backbone")
+    for file in (DEMO / "backbone").glob("*token*"):  # for calibrating: all its words are among BERT's 30,522
+        shutil.copyfile(file, folder / "backbone" / file.name)
     model.name_or_path = str(folder / "backbone")
     config = AdaKronConfig(r=48, k=4, task_type="SEQ_CLS", init_weights=False)
     get_peft_model(model, config).save_pretrained(str(folder / "checkpoint"))
     return folder / "checkpoint"
+
+
+@once
+def texts(folder: Path) -> Path:
+    """Text to calibrate on, without labels."""
+    lines = (DEMO / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
+    rows = (json.dumps({"text": line.rpartition("\t")[0]}) + "\n" for line in lines)
+    (folder / "texts.jsonl").write_text("".join(rows), encoding="utf-8")
+    return folder / "texts.jsonl"
 
 
 @once
@@ -64,6 +78,34 @@ def artifact_int8(folder: Path) -> Path:
     """Ours in int8."""
     export_onnx(checkpoint(folder), folder / "artifact-int8", target="ort-cpu", dtype="int8", validate=False)
     return folder / "artifact-int8"
+
+
+@once
+def artifact_openvino(folder: Path) -> Path:
+    """Ours for OpenVINO."""
+    export_onnx(checkpoint(folder), folder / "artifact-openvino", target="openvino", validate=False)
+    return folder / "artifact-openvino"
+
+
+@once
+def artifact_openvino_bf16(folder: Path) -> Path:
+    """Ours for OpenVINO, where the processor has bf16."""
+    needs("openvino")
+    import openvino as ov
+
+    if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        raise NotHere
+    place = folder / "artifact-openvino-bf16"
+    export_onnx(checkpoint(folder), place, target="openvino", dtype="bf16", validate=False)
+    return place
+
+
+@once
+def artifact_openvino_int8(folder: Path) -> Path:
+    """Ours for OpenVINO in int8."""
+    place = folder / "artifact-openvino-int8"
+    export_onnx(checkpoint(folder), place, target="openvino", dtype="int8", data=str(texts(folder)), validate=False)
+    return place
 
 
 @once
@@ -262,6 +304,9 @@ SIDES: dict[str, Callable[[Path], str]] = {
     "plain export": lambda folder: f"onnxruntime:{plain(folder)}",
     "ONNX Runtime's optimiser": lambda folder: f"onnxruntime:{ort_optimised(folder)}",
     "onnxslim": lambda folder: f"onnxruntime:{slimmed(folder)}",
+    "artifact for OpenVINO": lambda folder: f"artifact-openvino:{artifact_openvino(folder)}",
+    "artifact for OpenVINO, bf16": lambda folder: f"artifact-openvino:{artifact_openvino_bf16(folder)}",
+    "artifact for OpenVINO, int8": lambda folder: f"artifact-openvino:{artifact_openvino_int8(folder)}",
     "openvino": lambda folder: f"openvino:{openvino(folder)}",
     "openvino-int8": lambda folder: f"openvino:{openvino_int8(folder)}",
 }

@@ -68,6 +68,11 @@ def launched(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Ru
     return open_runner(path, device=settings.device)
 
 
+def artifact_in_openvino(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
+    """Our own runner on OpenVINO."""
+    return open_runner(path, device="openvino", threads=settings.threads)
+
+
 def onnxruntime(names: tuple[str, ...], path: Path, settings: RunnerSettings, *disabled: str) -> Runner:
     """A file in ONNX Runtime as it comes, or without some of its optimisers."""
     import onnxruntime as ort
@@ -120,6 +125,7 @@ def torch_model(
 
 
 OPENERS: dict[str, Callable[..., Runner]] = {
+    "artifact-openvino": artifact_in_openvino,
     "launched": launched,
     "onnxruntime": onnxruntime,
     # Without the fused kernel that is slower than its parts.

@@ -19,7 +19,9 @@ from . import options
 )
 @click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16, bf16, int8 or fp8.")
 @click.option("--opset", default=20, show_default=True, help="Of the standard operators, 18 to 23.")
-@click.option("--data", metavar="DATA", help="Text to calibrate int8 or fp8 on, for target tensorrt or openvino.")
+@click.option("--data", metavar="DATA", help="Text to calibrate int8 or fp8 on (tensorrt, openvino).")
+@click.option("--max-accuracy-drop", type=float, metavar="POINTS",
+              help="On --data, of 100: fall back from int8 as far as needed.")  # fmt: skip
 @options.task
 @options.atol
 @click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")
@@ -36,16 +38,23 @@ def onnx(output: str, *, checkpoint: str, as_json: bool, no_validate: bool, **se
     result = export_onnx(checkpoint, output, validate=not no_validate, progress=options.stage_printer(), **settings)
     if as_json:
         parity = result.parity.to_json() if result.parity else None
-        options.print_json({"written": result.written, "folder": str(result.folder), "parity": parity})
+        attempts = [row.to_json() for row in result.attempts]
+        options.print_json(
+            {"written": result.written, "folder": str(result.folder), "parity": parity, "attempts": attempts}
+        )
     else:
         _print(result)
-    if result.parity is not None and not result.parity.passed:
+    if (result.parity and not result.parity.passed) or (result.attempts and not result.attempts[-1].held):
         sys.exit(1)
 
 
 def _print(result: Any) -> None:
     from .parity import print_parity
 
+    for row in result.attempts:
+        outcome = "held" if row.held else "not good enough"
+        click.echo(f"{row.label:<34}{row.metric} {row.candidate:.4f} (eager {row.reference:.4f}), "
+                   f"{row.flips} of {row.examples} changed, {options.size(row.size_bytes)}: {outcome}")  # fmt: skip
     if result.parity is not None:
         print_parity(result.parity)
     if not result.written:

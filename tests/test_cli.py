@@ -37,6 +37,7 @@ def test_help_of_every_command_fits_and_imports_nothing_heavy():
         "predict",
         "tensorrt",
         "train",
+        "tune",
         "validate",
     ]
     assert not any(line.endswith("...") for line in commands)

@@ -23,8 +23,9 @@ def torch_dtype(target: Target, dtype: str) -> torch.dtype:
 
 
 def build_graph(
-    folded: TaskModel, *, opset: int, target: Target, dtype: str, calibrate: Calibrate | None = None
-) -> ir.Model:
+    folded: TaskModel, *, opset: int, target: Target, dtype: str, calibrate: Calibrate | None = None,
+    narrowing: bool = True,
+) -> ir.Model:  # fmt: skip
     """Trace a model on a sample batch and lower it.
 
     Args:
@@ -33,6 +34,7 @@ def build_graph(
         target: What it is lowered for.
         dtype: Of the graph: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``.
         calibrate: Finds the roundings for fixed scales; without, a graph that needs them stays in half precision.
+        narrowing: As of `DynamicInt8Pass`.
 
     Raises:
         ExportError: It cannot be exported.
@@ -45,7 +47,7 @@ def build_graph(
     if calibrate is not None:
         passes.append(StaticQuantizationPass(calibrate(captured), Kind(dtype), unsigned=target.unsigned))
     elif dtype == "int8" and target.dynamic_int8:
-        passes.append(DynamicInt8Pass())
+        passes.append(DynamicInt8Pass(narrowing))
     if passes and target.floating(dtype) == "fp32":
         passes.append(Int8TablesPass())
     return lower(captured, target, quantise=passes)

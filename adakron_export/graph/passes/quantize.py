@@ -21,14 +21,17 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
        quantise it once.
     2. Weights with fewer than ``MIN_COLUMNS`` columns stay (heads that classify). Run before functions are inlined it
        leaves the adapters as they are: they are small, and the Kronecker product would multiply their errors.
+    3. Without ``narrowing``, weights with fewer columns than rows stay too: the second of a feed-forward part, which
+       reads the widest range.
     """
 
     MIN_COLUMNS = 16
+    narrowing: bool = True
     _quantised: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph."""
-        products = [node for node in model.graph if is_product(node)]
+        products = [node for node in model.graph if is_product(node) and (self.narrowing or not _narrows(node))]
         for node in products:
             self._rewrite_product(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(products))
@@ -93,6 +96,11 @@ def is_product(node: ir.Node) -> bool:
     factors = [node.attributes[name].as_float() for name in ("alpha", "beta") if name in node.attributes]
     columns = array_of(weight).shape[0 if integer_of(node, "transB") else 1]
     return all(factor == 1.0 for factor in factors) and columns >= DynamicInt8Pass.MIN_COLUMNS
+
+
+def _narrows(node: ir.Node) -> bool:
+    first, second = array_of(node.inputs[1]).shape
+    return bool(first < second if integer_of(node, "transB") else second < first)
 
 
 def _is_weight(value: ir.Value | None) -> bool:

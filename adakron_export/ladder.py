@@ -1,0 +1,137 @@
+"""Tries dtypes from the fastest to the most accurate, and keeps the first one that holds on labelled text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.artifact import QUANTISED_DTYPES, Artifact
+from adakron_export.device import Device
+from adakron_export.errors import DataError, ExportError
+from adakron_export.evaluation_data import EvaluationData, compare_on_data
+from adakron_export.runtimes.base import Array, Batch
+from adakron_export.sides import artifact_runner
+from adakron_export.validation.tolerance import tolerance_for
+
+if TYPE_CHECKING:
+    from adakron_export.graph.targets import Target
+    from adakron_export.runtimes.eager import EagerRunner
+    from adakron_export.validation.accuracy import AccuracyReport
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """What is tried.
+
+    Attributes:
+        dtype: Of the graph.
+        narrowing: As of `DynamicInt8Pass`.
+    """
+
+    dtype: str
+    narrowing: bool = True
+
+    @property
+    def label(self) -> str:
+        """As people read it."""
+        return self.dtype if self.narrowing else f"{self.dtype}, narrowing products in fp32"
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of a rung.
+
+    Attributes:
+        label: The rung's.
+        metric: That decides.
+        reference: Its value in eager PyTorch.
+        candidate: Of the artifact.
+        flips: Texts whose answer changed.
+        examples: Texts in all.
+        size_bytes: Of the graph and its weights.
+        held: Whether it was good enough.
+    """
+
+    label: str
+    metric: str
+    reference: float
+    candidate: float
+    flips: int
+    examples: int
+    size_bytes: int
+    held: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+def rungs_of(target: Target, dtype: str) -> list[Rung]:
+    """From the fastest to the most accurate.
+
+    Raises:
+        ExportError: The first one is not in 8 bits: there is nothing to fall back from.
+    """
+    if dtype not in QUANTISED_DTYPES:
+        raise ExportError(f"a largest accuracy drop is for int8 and fp8, which fall back to fp32 or fp16; not {dtype}")
+    between = [Rung(dtype, narrowing=False)] if target.dynamic_int8 else []
+    return [Rung(dtype), *between, Rung(target.floating(dtype))]
+
+
+class Judge:
+    """Holds artifacts to labelled text.
+
+    Args:
+        eager: The model in eager PyTorch, which is run once.
+        text: Labelled.
+        max_drop: By how much the first metric may be worse, such as 0.005 of an accuracy from 0 to 1.
+        progress: Told of each batch.
+
+    Raises:
+        DataError: The text has no labels.
+    """
+
+    def __init__(
+        self, eager: EagerRunner, text: EvaluationData, *, max_drop: float, progress: Callable[[str], None]
+    ) -> None:
+        if text.data is None:
+            raise DataError(f"{text.source} has no labels that this model knows; accuracy needs them")
+        self._reference = _Remembering(eager)
+        self._text = text
+        self._max_drop = max_drop
+        self._progress = progress
+
+    def judge(self, rung: Rung, artifact: Artifact, device: Device) -> Attempt:
+        """Run an artifact where it is meant to run; half precision in ONNX Runtime on the CPU is emulated."""
+        runner = artifact_runner(artifact, device)
+        tolerance = tolerance_for(artifact.manifest.dtype)
+        _, report = compare_on_data(self._reference, runner, self._text, tolerance=tolerance,
+                                    max_drop=self._max_drop, progress=self._progress)  # fmt: skip
+        assert report is not None
+        return _attempt(rung, report, artifact.size_bytes)
+
+
+def _attempt(rung: Rung, report: AccuracyReport, size_bytes: int) -> Attempt:
+    first = report.metrics[0]
+    return Attempt(rung.label, first.metric, first.reference, first.candidate, len(report.flips), report.examples,
+                   size_bytes, report.passed)  # fmt: skip
+
+
+class _Remembering:
+    """A runner that computes each batch once."""
+
+    def __init__(self, runner: EagerRunner) -> None:
+        self._runner = runner
+        self._known: dict[int, dict[str, Array]] = {}
+        self.name, self.input_names, self.output_names = runner.name, runner.input_names, runner.output_names
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `Runner.run`."""
+        if id(batch) not in self._known:
+            self._known[id(batch)] = self._runner.run(batch)
+        return self._known[id(batch)]
+
+    def prepare(self, batch: Batch) -> Callable[[], float]:
+        """A timed run; see `Runner.prepare`."""
+        return self._runner.prepare(batch)
