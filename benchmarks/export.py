@@ -112,8 +112,11 @@ def measure_plain(checkpoint: Path, backbone: Path | None, folder: Path) -> dict
 
     from adakron_export import load_model
 
-    return timed(lambda: graphs.torch_export(load_model(checkpoint, backbone=backbone).get_base_model(),
-                                             folder.with_name("plain.onnx"), opset=20))  # fmt: skip
+    def export() -> None:
+        model = load_model(checkpoint, backbone=backbone).get_base_model()
+        graphs.torch_export(model, folder.with_name("plain.onnx"), opset=20, external_data=True)
+
+    return timed(export)
 
 
 def measure_ours(checkpoint: Path, backbone: Path | None, folder: Path) -> dict[str, Any]:

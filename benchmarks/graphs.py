@@ -34,86 +34,86 @@ NAMES = ("input_ids", "attention_mask", "token_type_ids")
 SHAPE = {0: "batch_size", 1: "sequence_length"}
 
 
-class NotHere(Exception):  # noqa: N818 - it is no error
-    """What a side needs is not installed."""
+MISSING = 3  # the exit code of a side that needs what is not installed
 
 
-def once(make: Callable[[Path], Any]) -> Callable[[Path], Any]:
-    """Make each side once."""
-    return functools.cache(make)
+def once(name: str) -> Callable[[Callable[[Path, Path], None]], Callable[[Path], Path]]:
+    """Make a file or folder of this name once; what makes it is given the folder and the place."""
+
+    def decorate(make: Callable[[Path, Path], None]) -> Callable[[Path], Path]:
+        @functools.wraps(make)
+        def made(folder: Path) -> Path:
+            place = folder / name
+            if not place.exists():
+                make(folder, place)
+            return place
+
+        return made
+
+    return decorate
 
 
-@once
-def checkpoint(folder: Path) -> Path:
+@once("checkpoint")
+def checkpoint(folder: Path, place: Path) -> None:
     """A BERT-base-sized classifier with adapters in every layer."""
     torch.manual_seed(0)
     model: Any = BertForSequenceClassification(BertConfig())
     model.save_pretrained(folder / "backbone")
-    for file in (DEMO / "backbone").glob("*token*"):  # for calibrating: all its words are among BERT's 30,522
+    for file in DEMO.glob("*token*"):  # for calibrating: all its words are among BERT's 30,522
         shutil.copyfile(file, folder / "backbone" / file.name)
     model.name_or_path = str(folder / "backbone")
     config = AdaKronConfig(r=48, k=4, task_type="SEQ_CLS", init_weights=False)
-    get_peft_model(model, config).save_pretrained(str(folder / "checkpoint"))
-    return folder / "checkpoint"
+    get_peft_model(model, config).save_pretrained(str(place))
 
 
-@once
-def texts(folder: Path) -> Path:
+@once("texts.jsonl")
+def texts(folder: Path, place: Path) -> None:
     """Text to calibrate on, without labels."""
     lines = (DEMO / "train.tsv").read_text(encoding="utf-8").splitlines()[1:]
     rows = (json.dumps({"text": line.rpartition("\t")[0]}) + "\n" for line in lines)
-    (folder / "texts.jsonl").write_text("".join(rows), encoding="utf-8")
-    return folder / "texts.jsonl"
+    place.write_text("".join(rows), encoding="utf-8")
 
 
-@once
-def artifact(folder: Path) -> Path:
+@once("artifact")
+def artifact(folder: Path, place: Path) -> None:
     """Ours."""
-    export_onnx(checkpoint(folder), folder / "artifact", target="ort-cpu", validate=False)
-    return folder / "artifact"
+    export_onnx(checkpoint(folder), place, target="ort-cpu", validate=False)
 
 
-@once
-def artifact_int8(folder: Path) -> Path:
+@once("artifact-int8")
+def artifact_int8(folder: Path, place: Path) -> None:
     """Ours in int8."""
-    export_onnx(checkpoint(folder), folder / "artifact-int8", target="ort-cpu", dtype="int8", validate=False)
-    return folder / "artifact-int8"
+    export_onnx(checkpoint(folder), place, target="ort-cpu", dtype="int8", validate=False)
 
 
-@once
-def artifact_openvino(folder: Path) -> Path:
+@once("artifact-openvino")
+def artifact_openvino(folder: Path, place: Path) -> None:
     """Ours for OpenVINO."""
-    export_onnx(checkpoint(folder), folder / "artifact-openvino", target="openvino", validate=False)
-    return folder / "artifact-openvino"
+    export_onnx(checkpoint(folder), place, target="openvino", validate=False)
 
 
-@once
-def artifact_openvino_bf16(folder: Path) -> Path:
+@once("artifact-openvino-bf16")
+def artifact_openvino_bf16(folder: Path, place: Path) -> None:
     """Ours for OpenVINO, where the processor has bf16."""
     needs("openvino")
     import openvino as ov
 
     if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        raise NotHere
-    place = folder / "artifact-openvino-bf16"
+        sys.exit(MISSING)
     export_onnx(checkpoint(folder), place, target="openvino", dtype="bf16", validate=False)
-    return place
 
 
-@once
-def artifact_openvino_int8(folder: Path) -> Path:
+@once("artifact-openvino-int8")
+def artifact_openvino_int8(folder: Path, place: Path) -> None:
     """Ours for OpenVINO in int8."""
-    place = folder / "artifact-openvino-int8"
     export_onnx(checkpoint(folder), place, target="openvino", dtype="int8", data=str(texts(folder)), validate=False)
-    return place
 
 
-@once
-def bare(folder: Path) -> Path:
+@once("bare")
+def bare(folder: Path, place: Path) -> None:
     """Ours, without adapters."""
-    (folder / "bare").mkdir()
-    write_bare(checkpoint(folder), folder / "bare", target="ort-cpu", dtype="fp32")
-    return folder / "bare" / "model.onnx"
+    place.mkdir()
+    write_bare(checkpoint(folder), place, target="ort-cpu", dtype="fp32")
 
 
 def write_bare(checkpoint: Path, folder: Path, *, target: str, dtype: str) -> None:
@@ -132,10 +132,10 @@ def bare_model(folder: Path, attention: str = "sdpa") -> Any:
     return BertForSequenceClassification.from_pretrained(folder / "backbone", attn_implementation=attention).eval()
 
 
-@once
-def bare_fused_qkv(folder: Path) -> Path:
+@once("bare-fused-qkv")
+def bare_fused_qkv(folder: Path, place: Path) -> None:
     """The same with one product for queries, keys and values."""
-    model = ir.load(bare(folder))
+    model = ir.load(bare(folder) / "model.onnx")
     for add in list(model.graph):
         name = str(add.outputs[0].name)
         source = add.inputs[0].producer() if add.op_type == "Add" and add.inputs[0] is not None else None
@@ -156,75 +156,65 @@ def bare_fused_qkv(folder: Path) -> Path:
         for each, product, output in zip(adds, products, split.outputs, strict=True):
             each.outputs[0].replace_all_uses_with(output)
             model.graph.remove([each, product], safe=True)
-    (folder / "bare-fused-qkv").mkdir()
-    write_model(model, folder / "bare-fused-qkv")
-    return folder / "bare-fused-qkv" / "model.onnx"
+    place.mkdir()
+    write_model(model, place)
 
 
-@once
-def bare_standard_attention(folder: Path) -> Path:
+@once("bare-attention.onnx")
+def bare_standard_attention(folder: Path, place: Path) -> None:
     """The exporter's, with the standard operator Attention."""
-    return torch_export(bare_model(folder), folder / "bare-attention.onnx", opset=23)
+    torch_export(bare_model(folder), place, opset=23)
 
 
-@once
-def bare_contrib_attention(folder: Path) -> Path:
+@once("bare-contrib.onnx")
+def bare_contrib_attention(folder: Path, place: Path) -> None:
     """ONNX Runtime's own optimiser, which finds its operator Attention: queries, keys and values fused."""
-    return optimised(bare_eager(folder), folder / "bare-contrib.onnx", multi_head=False)
+    optimised(bare_eager(folder), place, multi_head=False)
 
 
-@once
-def bare_multi_head_attention(folder: Path) -> Path:
+@once("bare-mha.onnx")
+def bare_multi_head_attention(folder: Path, place: Path) -> None:
     """The same with its operator MultiHeadAttention."""
-    return optimised(bare_eager(folder), folder / "bare-mha.onnx", multi_head=True)
+    optimised(bare_eager(folder), place, multi_head=True)
 
 
-@once
-def bare_eager(folder: Path) -> Path:
+@once("bare-eager.onnx")
+def bare_eager(folder: Path, place: Path) -> None:
     """What ONNX Runtime's optimiser knows to read: the older exporter, with attention in plain operators."""
-    file, model = folder / "bare-eager.onnx", WithNames(bare_model(folder, "eager")).eval()
+    model = WithNames(bare_model(folder, "eager")).eval()
     axes = dict.fromkeys(NAMES, SHAPE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.onnx.export(model, sample(), file, dynamo=False, opset_version=17, input_names=list(NAMES),
+        torch.onnx.export(model, sample(), place, dynamo=False, opset_version=17, input_names=list(NAMES),
                           output_names=["logits"], dynamic_axes=axes)  # fmt: skip
-    return file
 
 
-@once
-def plain(folder: Path) -> Path:
+@once("plain.onnx")
+def plain(folder: Path, place: Path) -> None:
     """torch.onnx.export of the model as it was trained."""
     from adakron_export import load_model
 
-    return torch_export(load_model(checkpoint(folder)).get_base_model(), folder / "plain.onnx", opset=20)
+    torch_export(load_model(checkpoint(folder)).get_base_model(), place, opset=20)
 
 
-@once
-def ort_optimised(folder: Path) -> Path:
+@once("ort-optimised.onnx")
+def ort_optimised(folder: Path, place: Path) -> None:
     """ONNX Runtime's own optimiser on the plain export."""
-    return optimised(plain(folder), folder / "ort-optimised.onnx", multi_head=False, skip_layer_norm=True)
+    optimised(plain(folder), place, multi_head=False, skip_layer_norm=True)
 
 
-@once
-def slimmed(folder: Path) -> Path:
+@once("slimmed.onnx")
+def slimmed(folder: Path, place: Path) -> None:
     """Onnxslim on the plain export."""
     needs("onnxslim")
     import onnxslim
 
     with contextlib.redirect_stdout(sys.stderr):
-        onnxslim.slim(str(plain(folder)), str(folder / "slimmed.onnx"))
-    return folder / "slimmed.onnx"
+        onnxslim.slim(str(plain(folder)), str(place))
 
 
-@once
-def openvino(folder: Path) -> Path:
-    """Our graph."""
-    needs("openvino")
-    return artifact(folder) / "model.onnx"
-
-
-@once
-def openvino_int8(folder: Path) -> Path:
+@once("openvino-int8.xml")
+def openvino_int8(folder: Path, place: Path) -> None:
     """Our graph, quantised by NNCF for OpenVINO."""
     needs("openvino", "nncf")
     import nncf
@@ -236,8 +226,7 @@ def openvino_int8(folder: Path) -> Path:
                         strict=True)) for shape in shapes]  # fmt: skip
     model = ov.Core().read_model(artifact(folder) / "model.onnx")
     quantised = nncf.quantize(model, nncf.Dataset(batches), model_type=nncf.ModelType.TRANSFORMER, subset_size=64)
-    ov.save_model(quantised, folder / "openvino-int8.xml", compress_to_fp16=False)
-    return folder / "openvino-int8.xml"
+    ov.save_model(quantised, place, compress_to_fp16=False)
 
 
 class WithNames(torch.nn.Module):
@@ -258,15 +247,15 @@ def sample() -> tuple[Tensor, Tensor, Tensor]:
     return ids, torch.ones_like(ids), torch.zeros_like(ids)
 
 
-def torch_export(model: torch.nn.Module, file: Path, *, opset: int) -> Path:
+def torch_export(model: torch.nn.Module, file: Path, *, opset: int, external_data: bool = False) -> None:
     """PyTorch's exporter."""
     shapes = ({0: torch.export.Dim("batch", max=64), 1: torch.export.Dim("length", max=512)},) * 3
     torch.onnx.export(WithNames(model).eval(), sample(), file, dynamo=True, opset_version=opset, input_names=NAMES,
-                      output_names=["logits"], dynamic_shapes=shapes, external_data=False)  # fmt: skip
-    return file
+                      output_names=["logits"], dynamic_shapes=shapes, external_data=external_data,
+                      verbose=False)  # fmt: skip
 
 
-def optimised(source: Path, file: Path, *, multi_head: bool, skip_layer_norm: bool = False) -> Path:
+def optimised(source: Path, file: Path, *, multi_head: bool, skip_layer_norm: bool = False) -> None:
     """ONNX Runtime's transformers optimiser."""
     from onnxruntime.transformers import optimizer
     from onnxruntime.transformers.fusion_options import FusionOptions
@@ -276,13 +265,12 @@ def optimised(source: Path, file: Path, *, multi_head: bool, skip_layer_norm: bo
     options.use_multi_head_attention = multi_head
     found = optimizer.optimize_model(str(source), "bert", num_heads=12, hidden_size=768, optimization_options=options)
     found.save_model_to_file(str(file))
-    return file
 
 
 def needs(*modules: str) -> None:
     """Leave a side out where a module is missing."""
     if not all(importlib.util.find_spec(name) for name in modules):
-        raise NotHere
+        sys.exit(MISSING)
 
 
 def size(artifact: Path) -> int:
@@ -296,8 +284,8 @@ SIDES: dict[str, Callable[[Path], str]] = {
     "torch.compile": lambda folder: f"torch.compile fp32:{checkpoint(folder)}",
     "artifact": lambda folder: str(artifact(folder)),
     "artifact-int8": lambda folder: str(artifact_int8(folder)),
-    "bare": lambda folder: f"onnxruntime-without-skip:{bare(folder)}",
-    "bare, fused QKV": lambda folder: f"onnxruntime-without-skip:{bare_fused_qkv(folder)}",
+    "bare": lambda folder: f"onnxruntime-without-skip:{bare(folder)}/model.onnx",
+    "bare, fused QKV": lambda folder: f"onnxruntime-without-skip:{bare_fused_qkv(folder)}/model.onnx",
     "bare, Attention 23": lambda folder: f"onnxruntime-without-skip:{bare_standard_attention(folder)}",
     "bare, contrib Attention": lambda folder: f"onnxruntime-without-skip:{bare_contrib_attention(folder)}",
     "bare, MultiHeadAttention": lambda folder: f"onnxruntime-without-skip:{bare_multi_head_attention(folder)}",
@@ -307,6 +295,10 @@ SIDES: dict[str, Callable[[Path], str]] = {
     "artifact for OpenVINO": lambda folder: f"artifact-openvino:{artifact_openvino(folder)}",
     "artifact for OpenVINO, bf16": lambda folder: f"artifact-openvino:{artifact_openvino_bf16(folder)}",
     "artifact for OpenVINO, int8": lambda folder: f"artifact-openvino:{artifact_openvino_int8(folder)}",
-    "openvino": lambda folder: f"openvino:{openvino(folder)}",
+    "openvino": lambda folder: f"openvino:{artifact(folder)}/model.onnx",
     "openvino-int8": lambda folder: f"openvino:{openvino_int8(folder)}",
 }
+
+if __name__ == "__main__":
+    # In a process of its own, so that what making a side takes is free again when it is measured.
+    print(SIDES[sys.argv[2]](Path(sys.argv[1])))

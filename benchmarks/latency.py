@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -87,11 +88,14 @@ def main() -> None:
 def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[Latency]], float]:
     """Latencies by shape, and the size of int8."""
     sides = {}
-    for label, make in graphs.SIDES.items():
+    for label in graphs.SIDES:
         if options.only is None or label in options.only:
             progress(f"make {label}")
-            with contextlib.suppress(graphs.NotHere):
-                sides[label] = make(folder)
+            command = [sys.executable, graphs.__file__, str(folder), label]
+            done = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+            if done.returncode != graphs.MISSING:
+                done.check_returncode()
+                sides[label] = done.stdout.splitlines()[-1]
     artifact = graphs.artifact(folder)
     with contextlib.ExitStack() as stack:
         processes = {}
