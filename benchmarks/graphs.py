@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes import common
 from peft import get_peft_model
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
@@ -24,6 +25,7 @@ from adakron_export import AdaKronConfig, export_onnx
 from adakron_export.adapter.pooling import read_pooling
 from adakron_export.adapter.task_model import TaskModel
 from adakron_export.graph.build import build_graph, torch_dtype
+from adakron_export.graph.passes.quantize import DynamicInt8Pass
 from adakron_export.graph.passes.rewriting import initializer
 from adakron_export.graph.targets import target_named
 from adakron_export.onnx_file import write_model
@@ -160,6 +162,42 @@ def bare_fused_qkv(folder: Path, place: Path) -> None:
     write_model(model, place)
 
 
+@once("products")
+def products(folder: Path, place: Path) -> None:
+    """The matrix products of the layers and nothing else: what no graph can be faster than."""
+    write_products(folder, place)
+
+
+@once("products-int8")
+def products_int8(folder: Path, place: Path) -> None:
+    """The same in int8."""
+    write_products(folder, place, DynamicInt8Pass())
+
+
+def write_products(folder: Path, place: Path, *passes: ir.passes.InPlacePass) -> None:
+    """A chain of the bare model's products, each of which reads what the one before puts out."""
+    model = ir.load(bare(folder) / "model.onnx")
+    graph = model.graph
+    weights = [node.inputs[1] for node in graph
+               if node.op_type == "MatMul" and node.inputs[1] is not None and node.inputs[1].const_value]  # fmt: skip
+    ids = next(value for value in graph.inputs if value.name == "input_ids")
+    chain = [ir.node("Gather", [graph.initializers["bert.embeddings.word_embeddings.weight"], ids])]
+    for weight in weights:
+        chain.append(ir.node("MatMul", [chain[-1].outputs[0], weight]))
+    logits = chain[-1].outputs[0]
+    graph.outputs.clear()
+    graph.outputs.append(logits)
+    graph.remove(list(graph), safe=True)
+    graph.extend(chain)
+    logits.name, logits.dtype = "logits", ir.DataType.FLOAT
+    logits.shape = ir.Shape(["batch_size", "sequence_length", weights[-1].shape[1]])  # type: ignore[index]
+    common.RemoveUnusedNodesPass()(model)
+    for each in passes:
+        each(model)
+    place.mkdir()
+    write_model(model, place)
+
+
 @once("bare-attention.onnx")
 def bare_standard_attention(folder: Path, place: Path) -> None:
     """The exporter's, with the standard operator Attention."""
@@ -289,6 +327,8 @@ SIDES: dict[str, Callable[[Path], str]] = {
     "bare, Attention 23": lambda folder: f"onnxruntime-without-skip:{bare_standard_attention(folder)}",
     "bare, contrib Attention": lambda folder: f"onnxruntime-without-skip:{bare_contrib_attention(folder)}",
     "bare, MultiHeadAttention": lambda folder: f"onnxruntime-without-skip:{bare_multi_head_attention(folder)}",
+    "products alone": lambda folder: f"onnxruntime-without-skip:{products(folder)}/model.onnx",
+    "products alone, int8": lambda folder: f"onnxruntime-without-skip:{products_int8(folder)}/model.onnx",
     "plain export": lambda folder: f"onnxruntime:{plain(folder)}",
     "ONNX Runtime's optimiser": lambda folder: f"onnxruntime:{ort_optimised(folder)}",
     "onnxslim": lambda folder: f"onnxruntime:{slimmed(folder)}",

@@ -20,12 +20,14 @@ from typing import Any
 
 import graphs
 from machine import describe
+from picture import draw_bars
 
 from adakron_export.quantities import parse_seconds, parse_shape
 from adakron_export.validation.latency import Latency, measure, speedup
 from adakron_export.worker import RunnerProcess, RunnerSettings
 
 SHAPES = ("1x16", "1x128", "1x384", "1x512", "8x128")
+PICTURED = ("1x16", "1x128", "8x128")
 PEERS = str(Path(__file__).with_name("peers.py"))
 
 
@@ -59,6 +61,9 @@ TARGETS = (
     Target("eager / int8 artifact", ("eager",), "artifact-int8", {"1x128": 7.5}),
     Target("OpenVINO int8 / int8 artifact", ("openvino-int8",), "artifact-int8", {"1x128": 1.0}),
 )
+# No target, but what stands in the way of one: eager PyTorch against the products that any graph has to compute.
+FLOORS = (("eager", "products alone"), ("eager", "products alone, int8"), ("artifact", "products alone"),
+          ("artifact-int8", "products alone, int8"))  # fmt: skip
 HAND_BUILT_LIMITS = {"1x16": 1.02, "1x128": 1.02, "1x512": 1.02, "8x128": 1.02}
 
 
@@ -73,16 +78,23 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         latencies, sizes = measured(options, Path(folder))
-    rows = [row for shape in latencies for row in judged(shape, latencies[shape])]
+    verdicts = [row for shape in latencies for row in judged(shape, latencies[shape])]
     found = {
         **describe(),
         "threads": options.threads,
-        "targets": rows,
+        "targets": verdicts,
+        "floors": [row for shape in latencies for row in floors(shape, latencies[shape])],
         "size_int8_to_fp32": sizes,
         "latencies": [row.to_json() for rows in latencies.values() for row in rows],
     }
     options.output.write_text(json.dumps(found, indent=2) + "\n")
-    show(latencies, rows)
+    shown = {shape: {row.side: row.p50_ms for row in rows if not row.side.startswith(("bare", "products"))}
+             for shape, rows in latencies.items() if shape in PICTURED}  # fmt: skip
+    title = f"BERT-base-sized with adapters, {found['processor']}, {options.threads} threads: milliseconds (median)"
+    draw_bars(options.output.with_suffix(".svg"), title, shown)
+    show(latencies, verdicts)
+    for row in found["floors"]:
+        print(f"{row['ratio']}, {row['shape']}: {row['estimate']:.2f}")
 
 
 def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[Latency]], float]:
@@ -127,6 +139,16 @@ def judged(shape: str, latencies: list[Latency]) -> list[dict[str, Any]]:
             rows.append({"measure": target.name, "shape": shape, "against": target.fast, "ratio": asdict(ratio),
                          "limit": target.limits[shape], "reached": target.reached(shape, ratio.estimate)})  # fmt: skip
     return rows
+
+
+def floors(shape: str, latencies: list[Latency]) -> list[dict[str, Any]]:
+    """What is left to gain over the products alone, and what they leave of a speed-up."""
+    by_side = {row.side: row.round_ms for row in latencies}
+    return [
+        {"ratio": f"{slow} / {floor}", "shape": shape, **asdict(speedup(by_side[slow], by_side[floor]))}
+        for slow, floor in FLOORS
+        if slow in by_side and floor in by_side
+    ]
 
 
 def fastest(by_side: Mapping[str, Latency], labels: Any) -> str:
