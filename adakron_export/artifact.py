@@ -93,7 +93,7 @@ class Manifest:
         max_length: The longest input, in tokens.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
         float_dtype: Of all that is not in 8 bits.
-        narrowing: Whether int8 includes the products with fewer columns than rows.
+        per_token: Whether every product in int8 has a scale per token; else only those with fewer columns than rows.
         calibrated_on: The text that int8 or fp8 with fixed scales was calibrated on.
         tuning: What `tune` found.
         versions: Of the packages that made it.
@@ -113,7 +113,7 @@ class Manifest:
     max_length: int | None
     disabled_optimizers: tuple[str, ...] = ()
     float_dtype: str = "fp32"
-    narrowing: bool = True
+    per_token: bool = False
     calibrated_on: str | None = None
     tuning: Tuning | None = None
     versions: dict[str, str] = field(default_factory=dict)
@@ -275,7 +275,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
     _require(manifest.task in list(Task), f"task is {manifest.task!r}")
     _require(manifest.dtype in DTYPES, f"dtype is {manifest.dtype!r}")
     _require(manifest.float_dtype in ("fp32", *HALF_DTYPES), f"float_dtype is {manifest.float_dtype!r}")
-    _require(type(manifest.narrowing) is bool, f"narrowing is {manifest.narrowing!r}")
+    _require(type(manifest.per_token) is bool, f"per_token is {manifest.per_token!r}")
     _require(isinstance(manifest.calibrated_on, str | None), f"calibrated_on is {manifest.calibrated_on!r}")
     _require(type(manifest.opset) is int, f"opset is {manifest.opset!r}")
     longest = manifest.max_length

@@ -149,4 +149,4 @@ def _exported_anew(checkpoint: Checkpoint, artifact: Artifact, pooling: Pooling,
         kind = Kind(manifest.dtype)
         find = partial(calibrate, manifest=manifest, batches=[batch], kind=kind, smoothing=smoothing)
     return build_graph(folded, opset=manifest.opset, target=target, dtype=manifest.dtype, calibrate=find,
-                       narrowing=manifest.narrowing)  # fmt: skip
+                       per_token=manifest.per_token)  # fmt: skip

@@ -180,7 +180,7 @@ class _Making:
         if data is not None:
             calibrate = _Calibration(self.found, self.eager, describe, data, Kind(rung.dtype), self.progress)
         graph = build_graph(self.folded, opset=self.opset, target=self.target, dtype=rung.dtype, calibrate=calibrate,
-                            narrowing=rung.narrowing)  # fmt: skip
+                            per_token=rung.per_token)  # fmt: skip
         manifest = describe(graph)
         self.progress("write the model")
         for file in folder.iterdir():  # of what was tried before
@@ -338,7 +338,7 @@ def _manifest(
         max_length=position_limit(folded.model),
         disabled_optimizers=target.disabled_optimizers,
         float_dtype=target.floating(rung.dtype),
-        narrowing=rung.narrowing,
+        per_token=rung.per_token,
         calibrated_on=Path(data).name if data is not None else None,
         versions=package_versions(),
     )

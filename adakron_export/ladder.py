@@ -26,16 +26,16 @@ class Rung:
 
     Attributes:
         dtype: Of the graph.
-        narrowing: As of `DynamicInt8Pass`.
+        per_token: As of `DynamicInt8Pass`.
     """
 
     dtype: str
-    narrowing: bool = True
+    per_token: bool = False
 
     @property
     def label(self) -> str:
         """As people read it."""
-        return self.dtype if self.narrowing else f"{self.dtype}, narrowing products in fp32"
+        return f"{self.dtype}, scales per token" if self.per_token else self.dtype
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def rungs_of(target: Target, dtype: str) -> list[Rung]:
     """
     if dtype not in QUANTISED_DTYPES:
         raise ExportError(f"a largest accuracy drop is for int8 and fp8, which fall back to fp32 or fp16; not {dtype}")
-    between = [Rung(dtype, narrowing=False)] if target.dynamic_int8 else []
+    between = [Rung(dtype, per_token=True)] if target.dynamic_int8 else []
     return [Rung(dtype), *between, Rung(target.floating(dtype))]
 
 

@@ -1,15 +1,18 @@
 """Falling back from int8 as far as labelled text asks for."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 
 from adakron_export import export_onnx, validate
 from adakron_export.artifact import open_artifact
 from adakron_export.errors import DataError, ExportError
 from adakron_export.graph.passes import quantize
+from adakron_export.graph.passes.rewriting import initializer
 from conftest import DEMO
 
 TEXT = str(DEMO / "train.tsv")
@@ -44,16 +47,29 @@ def test_the_fastest_that_holds_is_kept(tmp_path):
     assert "| int8 | accuracy" in (tmp_path / "out/README.md").read_text()
 
 
-def test_narrowing_products_stay_in_fp32_where_they_lose_too_much(tmp_path, damaged):
-    damaged.append((384, 96))  # the second product of a feed-forward part
+@pytest.fixture
+def coarse_without_tokens(monkeypatch):
+    """Get every scale wrong that is one for all tokens."""
+    exact = quantize._round
+
+    def wrong(graph, value, added, *, per_token):
+        rounded = exact(graph, value, added, per_token=per_token)
+        if per_token:
+            return rounded
+        added.append(ir.node("Mul", [rounded.scale, initializer(graph, "off", np.array(-1, dtype=np.float32))]))
+        return replace(rounded, scale=added[-1].outputs[0])
+
+    monkeypatch.setattr(quantize, "_round", wrong)
+
+
+def test_scales_per_token_where_one_for_all_loses_too_much(tmp_path, coarse_without_tokens):
     result = export_onnx(DEMO, tmp_path / "out", **LADDER)
     assert result.written
-    labels = [(row.label, row.held) for row in result.attempts]
-    assert labels == [("int8", False), ("int8, narrowing products in fp32", True)]
-    assert kinds(tmp_path / "out") == 3 * 5 + 1
+    assert [(row.label, row.held) for row in result.attempts] == [("int8", False), ("int8, scales per token", True)]
+    assert kinds(tmp_path / "out") == 3 * 6 + 1
     assert result.attempts[0].flips > result.attempts[1].flips
     manifest = open_artifact(tmp_path / "out").manifest
-    assert (manifest.dtype, manifest.narrowing) == ("int8", False)
+    assert (manifest.dtype, manifest.per_token) == ("int8", True)
     assert "not good enough" in (tmp_path / "out/README.md").read_text()
 
 

@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import onnx_ir as ir
+import onnxruntime as ort
 import pytest
 
 from adakron_export import export_onnx, open_runner, validate
@@ -229,3 +230,28 @@ def test_runs_without_torch_as_any_artifact(demo):
     runner = open_runner(demo / "int8")
     outputs = runner.run({name: np.ones((2, 5), dtype=np.int64) for name in runner.input_names})
     assert np.isfinite(outputs["logits"]).all()
+
+
+@pytest.mark.parametrize("behind", ["Gelu", "Identity"])
+@pytest.mark.parametrize(("columns", "per_token", "exact"), [(16, False, True), (48, False, False), (48, True, True)])
+def test_scales_per_token_keep_small_rows_apart_from_large_ones(behind, columns, per_token, exact, tmp_path):
+    rng = np.random.default_rng(0)
+    x = ir.Value(name="x", type=ir.TensorType(ir.DataType.FLOAT), shape=ir.Shape(["n", 32]))
+    w = ir.Value(name="w", const_value=ir.tensor(rng.standard_normal((32, columns)).astype(np.float32), name="w"))
+    before = ir.node(behind, [x])
+    product = ir.node("MatMul", [before.outputs[0], w])
+    product.outputs[0].name, product.outputs[0].dtype = "y", ir.DataType.FLOAT
+    graph = ir.Graph([x], [product.outputs[0]], nodes=[before, product], initializers=[w], opset_imports={"": 20},
+                     name="g")  # fmt: skip
+    model = ir.Model(graph, ir_version=10)
+    ir.save(model, tmp_path / "fp32.onnx")
+    DynamicInt8Pass(per_token=per_token)(model)
+    ir.save(model, tmp_path / "int8.onnx")
+    rows = rng.standard_normal((8, 32)).astype(np.float32) * np.array(
+        [[1000.0], *[[1.0]] * 6, [0.0]], dtype=np.float32
+    )
+    expected, found = (ort.InferenceSession(tmp_path / name).run(None, {"x": rows})[0]
+                       for name in ("fp32.onnx", "int8.onnx"))  # fmt: skip
+    error = np.abs(found - expected)[1:7].max() / np.abs(expected)[1:7].max()
+    assert (error < 0.03) == exact
+    np.testing.assert_array_equal(found[7], 0.0)

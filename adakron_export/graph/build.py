@@ -24,7 +24,7 @@ def torch_dtype(target: Target, dtype: str) -> torch.dtype:
 
 def build_graph(
     folded: TaskModel, *, opset: int, target: Target, dtype: str, calibrate: Calibrate | None = None,
-    narrowing: bool = True,
+    per_token: bool = False,
 ) -> ir.Model:  # fmt: skip
     """Trace a model on a sample batch and lower it.
 
@@ -34,7 +34,7 @@ def build_graph(
         target: What it is lowered for.
         dtype: Of the graph: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``.
         calibrate: Finds the roundings for fixed scales; without, a graph that needs them stays in half precision.
-        narrowing: As of `DynamicInt8Pass`.
+        per_token: As of `DynamicInt8Pass`.
 
     Raises:
         ExportError: It cannot be exported.
@@ -47,7 +47,7 @@ def build_graph(
     if calibrate is not None:
         passes.append(StaticQuantizationPass(calibrate(captured), Kind(dtype), unsigned=target.unsigned))
     elif dtype == "int8" and target.dynamic_int8:
-        passes.append(DynamicInt8Pass(narrowing))
+        passes.append(DynamicInt8Pass(per_token))
     if passes and target.floating(dtype) == "fp32":
         passes.append(Int8TablesPass())
     return lower(captured, target, quantise=passes)

@@ -10,28 +10,31 @@ import onnx_ir as ir
 from adakron_export.graph.passes.rewriting import initializer
 
 LEVELS = 127  # symmetric: -128 is not used
+_SMALLEST = 1e-6
+_BELOW_GELU = 0.2  # GELU is nowhere below -0.17, nor is its approximation by tanh
 
 
 @dataclass(slots=True)
 class DynamicInt8Pass(ir.passes.InPlacePass):
-    """Weights in int8, one scale per column; activations in uint8, with a scale of their own at each run.
+    """Weights in int8, one scale per column; activations in uint8, with scales of their own at each run.
 
     1. Rewrites ``MatMul(X, W)`` and ``Gemm(X, W, B)`` with an initializer ``W`` into ``DynamicQuantizeLinear``,
        ``MatMulInteger``, ``Cast`` and ``Mul``, in the form that ONNX Runtime fuses; products of the same ``X``
        quantise it once.
     2. Weights with fewer than ``MIN_COLUMNS`` columns stay (heads that classify). Run before functions are inlined it
        leaves the adapters as they are: they are small, and the Kronecker product would multiply their errors.
-    3. Without ``narrowing``, weights with fewer columns than rows stay too: the second of a feed-forward part, which
-       reads the widest range.
+    3. Products with fewer columns than rows, and with ``per_token`` all of them, first divide each row of ``X`` by its
+       largest magnitude, and multiply the result with it: one scale for all rows leaves most of them few levels where
+       some are much larger, as behind a GELU.
     """
 
     MIN_COLUMNS = 16
-    narrowing: bool = True
-    _quantised: dict[ir.Value, tuple[ir.Value, ...]] = field(default_factory=dict)
+    per_token: bool = False
+    _quantised: dict[tuple[ir.Value, bool], _Rounded] = field(default_factory=dict)
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph."""
-        products = [node for node in model.graph if is_product(node) and (self.narrowing or not _narrows(node))]
+        products = [node for node in model.graph if is_product(node)]
         for node in products:
             self._rewrite_product(model.graph, node)
         return ir.passes.PassResult(model, modified=bool(products))
@@ -47,21 +50,59 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
         name = str(node.outputs[0].name)
         held = initializer(graph, f"{name}_weight_int8", np.ascontiguousarray(levels))
         factors = initializer(graph, f"{name}_weight_scale", scales[0])
-        added = []
-        if value not in self._quantised:
-            quantise = ir.node("DynamicQuantizeLinear", [value], num_outputs=3)
-            self._quantised[value] = tuple(quantise.outputs)
-            added.append(quantise)
-        rounded, scale, zero = self._quantised[value]
-        product = ir.node("MatMulInteger", [rounded, held, zero])
+        added: list[ir.Node] = []
+        key = (value, self.per_token or _narrows(node))
+        if key not in self._quantised:
+            self._quantised[key] = _round(graph, value, added, per_token=key[1])
+        rounded = self._quantised[key]
+        product = ir.node("MatMulInteger", [rounded.levels, held, rounded.zero])
         wide = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
-        both = ir.node("Mul", [scale, factors])
+        both = ir.node("Mul", [rounded.scale, factors])
         last = ir.node("Mul", [wide.outputs[0], both.outputs[0]])
         added += [product, wide, both, last]
+        if rounded.rows is not None:
+            last = ir.node("Mul", [last.outputs[0], rounded.rows])
+            added.append(last)
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             last = ir.node("Add", [last.outputs[0], node.inputs[2]])
             added.append(last)
         _replace(graph, node, added, last.outputs[0])
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounded:
+    """A value as ``(levels - zero) * scale``, times ``rows`` where each row was divided by its own."""
+
+    levels: ir.Value
+    scale: ir.Value
+    zero: ir.Value
+    rows: ir.Value | None
+
+
+def _round(graph: ir.Graph, value: ir.Value, added: list[ir.Node], *, per_token: bool) -> _Rounded:
+    rows = _largest_of_rows(graph, value, added) if per_token else None
+    if rows is not None:
+        added.append(ir.node("Div", [value, rows]))
+        value = added[-1].outputs[0]
+    added.append(ir.node("DynamicQuantizeLinear", [value], num_outputs=3))
+    levels, scale, zero = added[-1].outputs
+    return _Rounded(levels, scale, zero, rows)
+
+
+def _largest_of_rows(graph: ir.Graph, value: ir.Value, added: list[ir.Node]) -> ir.Value:
+    """The largest magnitude of each row, and never 0."""
+    producer = value.producer()
+    least = _SMALLEST
+    if producer is not None and producer.op_type == "Gelu":
+        least = _BELOW_GELU  # what is negative is no larger: it need not be looked at
+    else:
+        added.append(ir.node("Abs", [value]))
+        value = added[-1].outputs[0]
+    last = initializer(graph, "int8_last_axis", np.array([-1], dtype=np.int64))
+    bound = initializer(graph, f"int8_least_{least:.0e}", np.array(least, dtype=np.float32))
+    added.append(ir.node("ReduceMax", [value, last], {"keepdims": 1}))
+    added.append(ir.node("Max", [added[-1].outputs[0], bound]))
+    return added[-1].outputs[0]
 
 
 class Int8TablesPass(ir.passes.InPlacePass):
