@@ -25,7 +25,7 @@ def draw_bars(file: Path, title: str, panels: Mapping[str, Mapping[str, float]])
     axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
     for each, (shape, values) in zip(axes, panels.items(), strict=True):
         bars = each.barh(sides, [values[side] for side in sides], color="#4477aa")
-        each.bar_label(bars, fmt="%.3g", padding=3)
+        each.bar_label(bars, [f"{values[side]:.{0 if values[side] >= 100 else 1}f}" for side in sides], padding=3)
         each.set_title(shape)
         each.margins(x=0.2)
         each.spines[["top", "right"]].set_visible(False)

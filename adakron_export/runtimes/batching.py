@@ -15,7 +15,7 @@ from adakron_export.runtimes.ort import OrtRunner
 from adakron_export.runtimes.tensorrt import TensorRTRunner
 
 BATCH_SIZE = 16
-_STEP = 8  # widths are multiples of it: few shapes for what plans, records or compiles each of them
+_STEP = 4  # widths are multiples of it: few shapes for what plans, records or compiles each of them
 
 
 @dataclass(frozen=True, slots=True)
