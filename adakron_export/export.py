@@ -114,9 +114,7 @@ def export_onnx(
     lowered_for = target_named(target)
     calibrated = data is not None and (max_accuracy_drop is None or dtype in lowered_for.calibrated)
     check_dtype(lowered_for, dtype, opset=opset, calibrated=calibrated)
-    rungs = [Rung(dtype)] if max_accuracy_drop is None else rungs_of(lowered_for, dtype)
-    if max_accuracy_drop is not None and data is None:
-        raise ExportError("a largest accuracy drop needs labelled text to measure it on; pass --data (data=...)")
+    rungs = _rungs(lowered_for, dtype, max_accuracy_drop, data)
     tolerance_for(dtype).changed({"absolute": atol})
     _check_place(folder, runs=validate or data is not None)
     if lowered_for.device is Device.OPENVINO and (validate or max_accuracy_drop is not None):
@@ -154,6 +152,17 @@ def export_onnx(
         artifact = write_manifest(staged, artifact.manifest)
         put_in_place(staged, folder)
     return ExportResult(folder, True, report, Artifact(folder, artifact.manifest), tuple(attempts))
+
+
+def _rungs(target: Target, dtype: str, max_accuracy_drop: float | None, data: str | None) -> list[Rung]:
+    """What is tried: the dtype alone, where no accuracy is asked for."""
+    if max_accuracy_drop is None:
+        return [Rung(dtype)]
+    if data is None:
+        raise ExportError("a largest accuracy drop needs labelled text to measure it on; pass --data (data=...)")
+    if not 0 <= max_accuracy_drop <= 100:
+        raise ExportError(f"the largest accuracy drop is {max_accuracy_drop}; it must lie between 0 and 100 points")
+    return rungs_of(target, dtype)
 
 
 @dataclass(frozen=True, slots=True)

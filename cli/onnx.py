@@ -58,7 +58,8 @@ def _print(result: Any) -> None:
     if result.parity is not None:
         print_parity(result.parity)
     if not result.written:
-        click.echo(f"{result.folder} was not written; --force writes it all the same, --atol sets another limit")
+        click.echo(f"{result.folder} was not written; --force writes it all the same, and --atol and "
+                   "--max-accuracy-drop set other limits")  # fmt: skip
         return
     files = sorted(file for file in result.folder.iterdir())
     click.echo(f"wrote {result.folder}")

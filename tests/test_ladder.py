@@ -94,6 +94,9 @@ def test_what_makes_no_ladder_is_refused(tmp_path):
         export_onnx(DEMO, tmp_path / "out", data=TEXT, max_accuracy_drop=0.5)
     with pytest.raises(ExportError, match="needs labelled text"):
         export_onnx(DEMO, tmp_path / "out", dtype="int8", max_accuracy_drop=0.5)
+    for impossible in (-0.1, float("nan"), 101):
+        with pytest.raises(ExportError, match="must lie between 0 and 100 points"):
+            export_onnx(DEMO, tmp_path / "out", **{**LADDER, "max_accuracy_drop": impossible})
     unlabelled = tmp_path / "texts.jsonl"
     unlabelled.write_text('{"text": "The printer stopped."}\n')
     with pytest.raises(DataError, match="has no labels"):
