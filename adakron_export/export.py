@@ -29,7 +29,7 @@ from adakron_export.extras import package_versions, require
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.input_space import model_space
-from adakron_export.ladder import Attempt, Judge, Rung, rungs_of
+from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_of
 from adakron_export.onnx_file import write_model
 from adakron_export.sides import tokenizer_folder
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
     from adakron_export.adapter.checkpoint import Checkpoint
     from adakron_export.adapter.task_model import TaskModel
+    from adakron_export.evaluation_data import EvaluationData
 
 Progress = Callable[[str], None]
 CALIBRATION_TEXTS = 256
@@ -114,7 +115,7 @@ def export_onnx(
     lowered_for = target_named(target)
     calibrated = data is not None and (max_accuracy_drop is None or dtype in lowered_for.calibrated)
     check_dtype(lowered_for, dtype, opset=opset, calibrated=calibrated)
-    rungs = _rungs(lowered_for, dtype, max_accuracy_drop, data)
+    rungs = rungs_of(lowered_for, dtype, max_accuracy_drop, data)
     tolerance_for(dtype).changed({"absolute": atol})
     _check_place(folder, runs=validate or data is not None)
     if lowered_for.device is Device.OPENVINO and (validate or max_accuracy_drop is not None):
@@ -129,17 +130,12 @@ def export_onnx(
     progress("fold the adapters")
     folded = _folded(found, model, lowered_for, dtype)
     make = _Making(found, model, eager, folded, lowered_for, opset, data if calibrated else None, progress)
-    judge = _judge(found, eager, data, max_accuracy_drop / 100, progress) if max_accuracy_drop is not None else None
-    attempts: list[Attempt] = []
+    judge = None
+    if max_accuracy_drop is not None and data is not None:
+        text = _read_text(found, eager, data, progress)
+        judge = Judge(eager, text, max_drop=max_accuracy_drop / 100, device=lowered_for.device, progress=progress)
     with staged_folder(folder) as staged:
-        for rung in rungs:
-            artifact = make(rung, staged)
-            if judge is None:
-                break
-            progress(f"hold {rung.label} to {data}")
-            attempts.append(judge.judge(rung, artifact, lowered_for.device))
-            if attempts[-1].held:
-                break
+        artifact, attempts = first_that_holds(rungs, lambda rung: make(rung, staged), judge)
         if attempts:
             _write_json(staged / LADDER, {"data": Path(str(data)).name, "max_accuracy_drop": max_accuracy_drop,
                                           "attempts": [row.to_json() for row in attempts]})  # fmt: skip
@@ -147,22 +143,11 @@ def export_onnx(
         report = _proven(artifact, eager, folded, lowered_for.device, tolerance, progress) if validate else None
         sound = (report is None or report.passed) and (not attempts or attempts[-1].held)
         if not sound and not force:
-            return ExportResult(folder, False, report, None, tuple(attempts))
+            return ExportResult(folder, False, report, None, attempts)
         (staged / CARD).write_text(model_card(artifact, folder.name), encoding="utf-8")
         artifact = write_manifest(staged, artifact.manifest)
         put_in_place(staged, folder)
-    return ExportResult(folder, True, report, Artifact(folder, artifact.manifest), tuple(attempts))
-
-
-def _rungs(target: Target, dtype: str, max_accuracy_drop: float | None, data: str | None) -> list[Rung]:
-    """What is tried: the dtype alone, where no accuracy is asked for."""
-    if max_accuracy_drop is None:
-        return [Rung(dtype)]
-    if data is None:
-        raise ExportError("a largest accuracy drop needs labelled text to measure it on; pass --data (data=...)")
-    if not 0 <= max_accuracy_drop <= 100:
-        raise ExportError(f"the largest accuracy drop is {max_accuracy_drop}; it must lie between 0 and 100 points")
-    return rungs_of(target, dtype)
+    return ExportResult(folder, True, report, Artifact(folder, artifact.manifest), attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,14 +185,14 @@ class _Making:
         return Artifact(folder, manifest)
 
 
-def _judge(found: Checkpoint, eager: TaskModel, data: str | None, max_drop: float, progress: Progress) -> Judge:
+def _read_text(
+    found: Checkpoint, eager: TaskModel, data: str, progress: Progress, *, limit: int | None = None
+) -> EvaluationData:
     from adakron_export.evaluation_data import read_evaluation, tokenizer_of
-    from adakron_export.runtimes.eager import EagerRunner
 
     folder = tokenizer_folder(found)
-    text = read_evaluation(str(data), task=eager.task, config=eager.config.to_dict(), tokenizer=tokenizer_of(folder),
-                           space=model_space(eager, folder), say=progress)  # fmt: skip
-    return Judge(EagerRunner(eager), text, max_drop=max_drop, progress=progress)
+    return read_evaluation(data, task=eager.task, config=eager.config.to_dict(), tokenizer=tokenizer_of(folder),
+                           space=model_space(eager, folder), limit=limit, say=progress)  # fmt: skip
 
 
 def _proven(
@@ -304,13 +289,9 @@ class _Calibration:
 
     def __call__(self, captured: ir.Model) -> dict[str, Rounding]:
         from adakron_export.calibration import calibrate
-        from adakron_export.evaluation_data import read_evaluation, tokenizer_of
 
         self.progress(f"calibrate {self.kind.value} on {self.data}")
-        folder, eager = tokenizer_folder(self.found), self.eager
-        text = read_evaluation(self.data, task=eager.task, config=eager.config.to_dict(),
-                               tokenizer=tokenizer_of(folder), space=model_space(eager, folder),
-                               limit=CALIBRATION_TEXTS, say=self.progress)  # fmt: skip
+        text = _read_text(self.found, self.eager, self.data, self.progress, limit=CALIBRATION_TEXTS)
         self.token_ids = sorted({token for row in text.features["input_ids"] for token in row})
         return calibrate(captured, self.describe(captured), text.batches, self.progress, kind=self.kind)
 

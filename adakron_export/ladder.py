@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ from adakron_export.sides import artifact_runner
 from adakron_export.validation.tolerance import tolerance_for
 
 if TYPE_CHECKING:
+    from adakron_export.adapter.task_model import TaskModel
     from adakron_export.graph.targets import Target
     from adakron_export.runtimes.eager import EagerRunner
     from adakron_export.validation.accuracy import AccuracyReport
@@ -67,25 +68,54 @@ class Attempt:
         return asdict(self)
 
 
-def rungs_of(target: Target, dtype: str) -> list[Rung]:
-    """From the fastest to the most accurate.
+def rungs_of(target: Target, dtype: str, max_accuracy_drop: float | None, data: str | None) -> list[Rung]:
+    """From the fastest to the most accurate; the dtype alone, where no accuracy is asked for.
 
     Raises:
-        ExportError: The first one is not in 8 bits: there is nothing to fall back from.
+        ExportError: The first one is not in 8 bits, so that there is nothing to fall back from, the drop is no share
+            of 100 points, or there is no text to measure it on.
     """
+    if max_accuracy_drop is None:
+        return [Rung(dtype)]
+    if data is None:
+        raise ExportError("a largest accuracy drop needs labelled text to measure it on; pass --data (data=...)")
+    if not 0 <= max_accuracy_drop <= 100:
+        raise ExportError(f"the largest accuracy drop is {max_accuracy_drop}; it must lie between 0 and 100 points")
     if dtype not in QUANTISED_DTYPES:
         raise ExportError(f"a largest accuracy drop is for int8 and fp8, which fall back to fp32 or fp16; not {dtype}")
     between = [Rung(dtype, per_token=True)] if target.dynamic_int8 else []
     return [Rung(dtype), *between, Rung(target.floating(dtype))]
 
 
+def first_that_holds(
+    rungs: Sequence[Rung], make: Callable[[Rung], Artifact], judge: Judge | None
+) -> tuple[Artifact, tuple[Attempt, ...]]:
+    """The artifact of the first rung that is good enough, or of the last one; without a judge of the first.
+
+    Args:
+        rungs: From the fastest to the most accurate.
+        make: Makes the artifact of a rung in the place of the one before.
+        judge: Says what is good enough.
+    """
+    attempts: list[Attempt] = []
+    for rung in rungs:
+        artifact = make(rung)
+        if judge is None:
+            break
+        attempts.append(judge.judge(rung, artifact))
+        if attempts[-1].held:
+            break
+    return artifact, tuple(attempts)
+
+
 class Judge:
     """Holds artifacts to labelled text.
 
     Args:
-        eager: The model in eager PyTorch, which is run once.
+        eager: The model, which eager PyTorch runs once.
         text: Labelled.
         max_drop: By how much the first metric may be worse, such as 0.005 of an accuracy from 0 to 1.
+        device: Where artifacts run.
         progress: Told of each batch.
 
     Raises:
@@ -93,18 +123,23 @@ class Judge:
     """
 
     def __init__(
-        self, eager: EagerRunner, text: EvaluationData, *, max_drop: float, progress: Callable[[str], None]
-    ) -> None:
+        self, eager: TaskModel, text: EvaluationData, *, max_drop: float, device: Device,
+        progress: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        from adakron_export.runtimes.eager import EagerRunner
+
         if text.data is None:
             raise DataError(f"{text.source} has no labels that this model knows; accuracy needs them")
-        self._reference = _Remembering(eager)
+        self._reference = _Remembering(EagerRunner(eager))
+        self._device = device
         self._text = text
         self._max_drop = max_drop
         self._progress = progress
 
-    def judge(self, rung: Rung, artifact: Artifact, device: Device) -> Attempt:
-        """Run an artifact where it is meant to run; half precision in ONNX Runtime on the CPU is emulated."""
-        runner = artifact_runner(artifact, device)
+    def judge(self, rung: Rung, artifact: Artifact) -> Attempt:
+        """Run an artifact on the text; half precision in ONNX Runtime on the CPU is emulated."""
+        self._progress(f"hold {rung.label} to {self._text.source}")
+        runner = artifact_runner(artifact, self._device)
         tolerance = tolerance_for(artifact.manifest.dtype)
         _, report = compare_on_data(self._reference, runner, self._text, tolerance=tolerance,
                                     max_drop=self._max_drop, progress=self._progress)  # fmt: skip
