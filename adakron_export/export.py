@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -129,12 +130,14 @@ def export_onnx(
     eager = _eager(found, model, force=force)
     progress("fold the adapters")
     folded = _folded(found, model, lowered_for, dtype)
-    make = _Making(found, model, eager, folded, lowered_for, opset, data if calibrated else None, progress)
     judge = None
     if max_accuracy_drop is not None and data is not None:
         text = _read_text(found, eager, data, progress)
         judge = Judge(eager, text, max_drop=max_accuracy_drop / 100, device=lowered_for.device, progress=progress)
-    with staged_folder(folder) as staged:
+    with ThreadPoolExecutor(1) as beside, staged_folder(folder) as staged:
+        sources = beside.submit(_sources, found)  # hashed while PyTorch traces
+        scales_from = data if calibrated else None
+        make = _Making(found, model, eager, folded, sources, lowered_for, opset, scales_from, progress)
         artifact, attempts = first_that_holds(rungs, lambda rung: make(rung, staged), judge)
         if attempts:
             _write_json(staged / LADDER, {"data": Path(str(data)).name, "max_accuracy_drop": max_accuracy_drop,
@@ -158,6 +161,7 @@ class _Making:
     model: PeftModel
     eager: TaskModel
     folded: TaskModel
+    sources: Future[tuple[SourceFile, ...]]
     target: Target
     opset: int
     data: str | None
@@ -168,7 +172,7 @@ class _Making:
 
         self.progress(f"export the graph ({rung.label}, opset {self.opset})")
         data = self.data if rung.dtype in self.target.calibrated else None
-        describe = partial(_manifest, self.found, self.model, self.folded, rung=rung, target=self.target,
+        describe = partial(_manifest, self.found, self.model, self.folded, self.sources, rung=rung, target=self.target,
                            opset=self.opset, data=data)  # fmt: skip
         calibrate = None
         if data is not None:
@@ -305,14 +309,21 @@ def _write_model(graph: ir.Model, found: Checkpoint, model: PeftModel, folder: P
     copy_tokenizer((found.folder, found.backbone_folder), folder)
 
 
-def _manifest(
-    found: Checkpoint, model: PeftModel, folded: TaskModel, graph: ir.Model, *, rung: Rung, target: Target, opset: int,
-    data: str | None,
-) -> Manifest:  # fmt: skip
+def _sources(found: Checkpoint) -> tuple[SourceFile, ...]:
+    """The adapter's weights, and the files of its backbone."""
     from adakron_export.adapter.checkpoint import backbone_files
+
+    return tuple(SourceFile(file.name, sha256_of(file)) for file in (found.weights, *backbone_files(found)))
+
+
+def _manifest(
+    found: Checkpoint, model: PeftModel, folded: TaskModel, sources: Future[tuple[SourceFile, ...]], graph: ir.Model,
+    *, rung: Rung, target: Target, opset: int, data: str | None,
+) -> Manifest:  # fmt: skip
     from adakron_export.adapter.task_model import position_limit
 
     settings = model.active_peft_config.to_dict()
+    adapter, *backbone = sources.result()
     kept = ("r", "k", "activation", "kron_order", "num_experts", "layers_to_transform", "peft_type")
     return Manifest(
         task=folded.task.value,
@@ -322,8 +333,8 @@ def _manifest(
         inputs=tuple(_tensor_info(value) for value in graph.graph.inputs),
         outputs=tuple(_tensor_info(value) for value in graph.graph.outputs),
         adapter={key: settings[key] for key in kept},
-        adapter_source=SourceFile(found.weights.name, sha256_of(found.weights)),
-        backbone_source=tuple(SourceFile(file.name, sha256_of(file)) for file in backbone_files(found)),
+        adapter_source=adapter,
+        backbone_source=tuple(backbone),
         backbone=Path(found.backbone).name if Path(found.backbone).exists() else found.backbone,
         max_length=position_limit(folded.model),
         disabled_optimizers=target.disabled_optimizers,

@@ -7,15 +7,18 @@ of the graph is serialised first, and the weights are written behind it, one at 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 
 from adakron_export.artifact import MODEL, MODEL_DATA
 
 EXTERNAL_DATA_FROM_BYTES = 2**30  # protobuf holds 2 GiB; readers copy what they parse, so large files spare them that
+_PIECE = 2**22  # bytes of a weight that are copied at a time, where it is transposed
 # Field numbers of onnx.proto.
 _MODEL_GRAPH = 7
 _GRAPH_INITIALIZER = 5
@@ -57,13 +60,25 @@ def _stream(model: ir.Model, stream: BinaryIO) -> None:
     stream.write(graph)
     for prefix, head, tensor in zip(prefixes, heads, weights.values(), strict=True):
         stream.write(prefix + head)
-        stream.write(tensor.tobytes())
+        for piece in _raw_data(tensor):
+            stream.write(piece)
 
 
 def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
     """A `TensorProto` up to its raw data."""
     proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
     return bytes(proto.SerializeToString()) + _length_prefix(_TENSOR_RAW_DATA, tensor.nbytes)
+
+
+def _raw_data(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
+    """Its bytes, without a copy of the whole."""
+    if tensor.dtype.bitwidth < 8:
+        yield tensor.tobytes()  # several numbers to a byte
+        return
+    array = np.atleast_1d(tensor.numpy())
+    rows = max(1, _PIECE * len(array) // max(1, array.nbytes))
+    for start in range(0, len(array), rows):
+        yield np.ascontiguousarray(array[start : start + rows]).view(np.uint8).data
 
 
 def _length_prefix(field: int, length: int) -> bytes:
