@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adakron_export.artifact import DTYPES, MODEL, MODEL_DATA, Artifact, is_artifact, open_artifact
+from adakron_export.artifact import DTYPES, INT4, MODEL, MODEL_DATA, Artifact, is_artifact, open_artifact
 from adakron_export.engines.builder import BuiltEngine, EngineOptions, build_engine
 from adakron_export.engines.flavors import Flavor, flavor_named
 from adakron_export.engines.folder import (
@@ -119,9 +119,11 @@ def _opened(
         raise EngineError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if is_artifact(Path(source)):
         artifact = open_artifact(source)
-        if artifact.manifest.dtype == "int8" and artifact.manifest.calibrated_on is None:
+        own = artifact.manifest.dtype
+        if own == INT4 or (own == "int8" and artifact.manifest.calibrated_on is None):
             raise EngineError(
-                f"{source} is in int8 for CPUs; export the checkpoint with --target tensorrt --data TEXT"
+                f"{source} is in {own} for CPUs; export the checkpoint with --target tensorrt, in fp16, "
+                "or in int8 with --data TEXT"
             )
         if data is not None:
             raise EngineError(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from adakron_export.artifact import QUANTISED_DTYPES, Artifact
+from adakron_export.artifact import INT4, QUANTISED_DTYPES, Artifact
 from adakron_export.device import Device
 from adakron_export.errors import DataError, ExportError
 from adakron_export.evaluation_data import EvaluationData, compare_on_data
@@ -72,8 +72,8 @@ def rungs_of(target: Target, dtype: str, max_accuracy_drop: float | None, data: 
     """From the fastest to the most accurate; the dtype alone, where no accuracy is asked for.
 
     Raises:
-        ExportError: The first one is not in 8 bits, so that there is nothing to fall back from, the drop is no share
-            of 100 points, or there is no text to measure it on.
+        ExportError: The first one is not in 8 bits or 4, so that there is nothing to fall back from, the drop is no
+            share of 100 points, or there is no text to measure it on.
     """
     if max_accuracy_drop is None:
         return [Rung(dtype)]
@@ -81,10 +81,11 @@ def rungs_of(target: Target, dtype: str, max_accuracy_drop: float | None, data: 
         raise ExportError("a largest accuracy drop needs labelled text to measure it on; pass --data (data=...)")
     if not 0 <= max_accuracy_drop <= 100:
         raise ExportError(f"the largest accuracy drop is {max_accuracy_drop}; it must lie between 0 and 100 points")
-    if dtype not in QUANTISED_DTYPES:
-        raise ExportError(f"a largest accuracy drop is for int8 and fp8, which fall back to fp32 or fp16; not {dtype}")
-    between = [Rung(dtype, per_token=True)] if target.dynamic_int8 else []
-    return [Rung(dtype), *between, Rung(target.floating(dtype))]
+    if dtype not in (*QUANTISED_DTYPES, INT4):
+        raise ExportError(f"a largest accuracy drop is for int8, fp8 and int4, which fall back to more; not {dtype}")
+    first = [Rung(INT4), Rung("int8")] if dtype == INT4 else [Rung(dtype)]
+    between = [Rung("int8", per_token=True)] if target.dynamic_int8 else []
+    return [*first, *between, Rung(target.floating(dtype))]
 
 
 def first_that_holds(

@@ -1,4 +1,4 @@
-"""int8 weights."""
+"""int8 and int4 weights."""
 
 import numpy as np
 import onnx
@@ -11,9 +11,11 @@ from adakron_export.calibration import ChannelStatistics, MagnitudeHistogram, be
 from adakron_export.engine_export import export_engine
 from adakron_export.errors import EngineError, ExportError
 from adakron_export.graph.passes.quantize import DynamicInt8Pass
+from adakron_export.graph.passes.weight_only import round_in_blocks
+from adakron_export.tasks import Task
 from conftest import DEMO
 from tampered import changed
-from tiny import CONFIGS, save_checkpoint
+from tiny import CONFIGS, NATURAL_TASK, save_checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +67,73 @@ def test_every_backbone(model_type, target, tmp_path):
     assert "MatMulInteger" in ops(tmp_path / "out")
 
 
+@pytest.mark.parametrize("model_type", CONFIGS)
+def test_every_backbone_with_4_bit_weights(model_type, tmp_path):
+    decoder = NATURAL_TASK[model_type] is Task.TEXT_GENERATION
+    changes = {"initializer_range": 0.05} if decoder else None  # as trained ones have: wide ones saturate
+    checkpoint = save_checkpoint(tmp_path, model_type, changes=changes)
+    result = export_onnx(checkpoint, tmp_path / "out", dtype="int4")
+    assert result.written
+    assert (result.artifact.manifest.opset, "DequantizeLinear" in ops(tmp_path / "out")) == (21, True)
+
+
+def test_shared_weights_stay_shared(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "albert")
+    layers = 2
+    for dtype, kind in (("int8", onnx.TensorProto.INT8), ("int4", onnx.TensorProto.INT4)):
+        assert export_onnx(checkpoint, tmp_path / dtype, dtype=dtype).written
+        model = onnx.load(tmp_path / dtype / "model.onnx")
+        held = [
+            tensor.name for tensor in model.graph.initializer if tensor.data_type == kind and "_product" in tensor.name
+        ]
+        assert len(held) == 6 + 1, held  # of a layer, and the projection of the embeddings
+        products = [node for node in model.graph.node if node.op_type in ("MatMulInteger", "DequantizeLinear")]
+        assert len(products) == 6 * layers + 2  # and the pooler
+
+
+def test_4_bit_weights_are_smaller_and_run_as_such(demo, tmp_path):
+    assert export_onnx(DEMO, tmp_path / "int4", dtype="int4", target="ort-cpu").written
+    sizes = [(folder / "model.onnx").stat().st_size for folder in (tmp_path / "int4", demo / "int8")]
+    assert sizes[0] < 0.9 * sizes[1]
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(tmp_path / "optimised.onnx")
+    ort.InferenceSession(tmp_path / "int4/model.onnx", options, providers=["CPUExecutionProvider"])
+    kinds = [node.op_type for node in onnx.load(tmp_path / "optimised.onnx").graph.node]
+    assert kinds.count("MatMulNBits") == 3 * 6 + 1
+    assert "DequantizeLinear" not in kinds
+
+
+def test_a_wrong_4_bit_weight_is_caught_and_named(tmp_path):
+    layer = "bert.encoder.layer.1.intermediate.dense"
+    assert export_onnx(DEMO, tmp_path / "int4", dtype="int4").written
+
+    def drop_weight(nodes, _):
+        scale = nodes[f"{layer}:DequantizeLinear"].inputs[1]
+        scale.const_value = ir.tensor(np.zeros_like(scale.const_value.numpy()), name=scale.name)
+
+    report = validate(changed(tmp_path / "int4", tmp_path / "wrong", drop_weight), against=DEMO)
+    assert not report.passed
+    assert report.divergence.layer.startswith(layer.removesuffix(".dense"))
+
+
+@pytest.mark.parametrize("rows", [64, 72, 5])
+def test_blocks_are_rounded_no_worse_than_by_their_largest_magnitude(rows):
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((rows, 6)).astype(np.float32)
+    weight[:, 3] = 0
+    weight[: rows // 2, 4] *= 100
+    levels, scales = round_in_blocks(weight, 32)
+    assert levels.shape == weight.shape
+    assert scales.shape == (-(-rows // 32), 6)
+    found = levels.astype(np.float32) * np.repeat(scales, 32, axis=0)[:rows]
+    assert not found[:, 3].any()
+    for start in range(0, rows, 32):
+        block, rounded = weight[start : start + 32], found[start : start + 32]
+        step = np.maximum(np.abs(block).max(axis=0) / 7, 1e-9)
+        plain = np.round(block / step) * step
+        assert (np.square(rounded - block).sum(axis=0) <= np.square(plain - block).sum(axis=0) * 1.0001).all()
+
+
 def test_weights_are_within_half_a_step():
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((64, 48)).astype(np.float32)
@@ -78,7 +147,7 @@ def test_weights_are_within_half_a_step():
     model = ir.Model(graph, ir_version=10)
     assert DynamicInt8Pass()(model).modified
     held = {name: value.const_value.numpy() for name, value in model.graph.initializers.items()}
-    levels, scales = held["y_weight_int8"], held["y_weight_scale"]
+    levels, scales = held["w_product_int8"], held["w_product_int8_scale"]
     assert (np.abs(levels).max(axis=0)[weight.any(axis=0)] == 127).all()
     assert (np.abs(levels * scales - weight) <= scales / 2 * 1.001).all()
 
@@ -96,6 +165,8 @@ TEXT = str(DEMO / "train.tsv")
         ({"dtype": "fp16", "target": "tensorrt", "data": TEXT}, "--data is for int8 and fp8 with target tensorrt"),
         ({"dtype": "fp8", "data": TEXT}, "portable has no fp8: use tensorrt, or fp16 for portable"),
         ({"dtype": "fp8", "target": "tensorrt"}, "fp8 for tensorrt needs text"),
+        ({"dtype": "int4", "target": "tensorrt"}, "target tensorrt has no int4: use portable or ort-cpu"),
+        ({"dtype": "int4", "opset": 20}, "int4 needs opset 21"),
     ],
 )
 def test_refusals(settings, message, tmp_path):
@@ -105,7 +176,7 @@ def test_refusals(settings, message, tmp_path):
 
 
 def test_no_engine_from_scales_that_are_made_at_each_run(demo, tmp_path):
-    with pytest.raises(EngineError, match="is in int8 for CPUs; export the checkpoint with --target tensorrt --data"):
+    with pytest.raises(EngineError, match="is in int8 for CPUs; export the checkpoint with --target tensorrt"):
         export_engine(demo / "int8", tmp_path / "engine", flavor="rtx")
 
 

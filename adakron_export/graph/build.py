@@ -8,9 +8,11 @@ import onnx_ir as ir
 import torch
 
 from adakron_export.adapter.task_model import TaskModel
+from adakron_export.artifact import INT4
 from adakron_export.graph.capture import capture
 from adakron_export.graph.passes.quantize import DynamicInt8Pass, Int8TablesPass
 from adakron_export.graph.passes.static_quantization import Kind, Rounding, StaticQuantizationPass
+from adakron_export.graph.passes.weight_only import Int4WeightsPass
 from adakron_export.graph.sample import sample_batch
 from adakron_export.graph.targets import Target, lower
 
@@ -32,7 +34,7 @@ def build_graph(
         folded: In its `torch_dtype`.
         opset: Version of the standard operators.
         target: What it is lowered for.
-        dtype: Of the graph: ``fp32``, ``fp16``, ``bf16``, ``int8`` or ``fp8``.
+        dtype: Of the graph: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` or ``int4``.
         calibrate: Finds the roundings for fixed scales; without, a graph that needs them stays in half precision.
         per_token: As of `DynamicInt8Pass`.
 
@@ -48,6 +50,8 @@ def build_graph(
         passes.append(StaticQuantizationPass(calibrate(captured), Kind(dtype), unsigned=target.unsigned))
     elif dtype == "int8" and target.dynamic_int8:
         passes.append(DynamicInt8Pass(per_token))
+    elif dtype == INT4:
+        passes.append(Int4WeightsPass())
     if passes and target.floating(dtype) == "fp32":
         passes.append(Int8TablesPass())
     return lower(captured, target, quantise=passes)

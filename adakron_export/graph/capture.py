@@ -25,10 +25,9 @@ from adakron_export.graph.decomposition import undecomposed_where_possible
 from adakron_export.graph.simplify import simplify
 
 OPSETS = range(18, 24)
-DEFAULT_OPSET = 20
 
 
-def capture(model: TaskModel, sample: dict[str, Tensor], *, opset: int = DEFAULT_OPSET) -> ir.Model:
+def capture(model: TaskModel, sample: dict[str, Tensor], *, opset: int) -> ir.Model:
     """The module as a portable graph, with one `adakron::KronAdapter` node per adapter and its function.
 
     Args:

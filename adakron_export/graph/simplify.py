@@ -14,6 +14,7 @@ def simplify(model: ir.Model) -> None:
     The second time none of them matches what the first left of the supported backbones.
     """
     optimizer.inline(model)
+    common.CommonSubexpressionEliminationPass()(model)  # layers that share weights share their transposed copies
     optimizer.fold_constants(model, onnx_shape_inference=True)
     rewriter.rewrite(model)
     optimizer.fold_constants(model, onnx_shape_inference=True)

@@ -8,10 +8,17 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from adakron_export.artifact import QUANTISED_DTYPES
+from adakron_export.artifact import INT4, QUANTISED_DTYPES
 from adakron_export.device import Device
 from adakron_export.errors import ExportError
 from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
+
+DEFAULT_OPSET, INT4_OPSET = 20, 21
+
+
+def default_opset(dtype: str) -> int:
+    """The version of the standard operators that a graph of a dtype has, where nobody asks for another."""
+    return INT4_OPSET if dtype == INT4 else DEFAULT_OPSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +31,7 @@ class Target:
         passes: Made anew for each graph, in their order.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
         dynamic_int8: Whether it computes with int8 whose activations are quantised at each run.
+        int4: Whether it computes with 4-bit weights.
         calibrated: Dtypes of 8 bits that it computes with, where activations have fixed scales from a calibration.
         float_dtype: Of all else in a calibrated graph.
         unsigned: Whether calibrated activations are uint8, around 128, which x86 multiplies faster than int8.
@@ -35,6 +43,7 @@ class Target:
     passes: tuple[Callable[[], ir.passes.InPlacePass], ...] = ()
     disabled_optimizers: tuple[str, ...] = ()
     dynamic_int8: bool = False
+    int4: bool = False
     calibrated: tuple[str, ...] = ()
     float_dtype: str = "fp32"
     unsigned: bool = False
@@ -42,14 +51,14 @@ class Target:
 
     def floating(self, dtype: str) -> str:
         """The dtype of all that is not in 8 bits, where the graph is in ``dtype``."""
-        return self.float_dtype if dtype in QUANTISED_DTYPES else dtype
+        return self.float_dtype if dtype in (*QUANTISED_DTYPES, INT4) else dtype
 
 
 TARGETS = {
     target.name: target
     for target in (
         # Any runtime that inlines functions.
-        Target("portable", keeps_function=True, dynamic_int8=True),
+        Target("portable", keeps_function=True, dynamic_int8=True, int4=True),
         # ONNX Runtime's CPU kernel of SkipLayerNormalization is slower than Add and LayerNormalization (1.32).
         Target(
             "ort-cpu",
@@ -57,6 +66,7 @@ TARGETS = {
             (MergeDownProjectionsPass,),
             disabled_optimizers=("SkipLayerNormFusion",),
             dynamic_int8=True,
+            int4=True,
         ),
         # It reads no functions of a graph's own, and is slow with int8 that is quantised at each run.
         Target(
@@ -97,6 +107,11 @@ def check_dtype(target: Target, dtype: str, *, opset: int, calibrated: bool) -> 
         able = [each.name for each in TARGETS.values()
                 if dtype in each.calibrated or (dtype == "int8" and each.dynamic_int8)]  # fmt: skip
         raise ExportError(f"target {target.name} has no {dtype}: use {', '.join(able)}, or fp16 for {target.name}")
+    if dtype == INT4 and not target.int4:
+        able = [each.name for each in TARGETS.values() if each.int4]
+        raise ExportError(f"target {target.name} has no int4: use {' or '.join(able)}")
+    if dtype == INT4 and opset < INT4_OPSET:
+        raise ExportError(f"int4 needs opset {INT4_OPSET} or later, for scales by block; opset is {opset}")
     if static and not calibrated:
         raise ExportError(f"{dtype} for {target.name} needs text to find its scales on; pass --data (data=...)")
     if calibrated and not static:

@@ -55,14 +55,16 @@ class Tolerance:
 _OPTION = {"absolute": "atol", "relative": "rtol"}
 
 # The relative part is what the dtype's own rounding, 2^-24, 2^-11 and 2^-8, comes to through the layers of a model;
-# 8 bits have no such bound, and are held to what a sound export comes near to on real text.
+# 8 and 4 bits have no such bound, and are held to what a sound export comes near to on real text.
 _EIGHT_BITS = Tolerance(absolute=0.5, relative=0.15, cosine=0.97, top1=1.0, kl=0.3)
+_FOUR_BITS = Tolerance(absolute=0.75, relative=0.2, cosine=0.95, top1=1.0, kl=0.6)
 TOLERANCES = {
     "fp32": Tolerance(absolute=1e-4, relative=0.0, cosine=0.99999, top1=1.0, kl=1e-6),
     "fp16": Tolerance(absolute=2e-3, relative=1e-2, cosine=0.999, top1=1.0, kl=1e-2),
     "bf16": Tolerance(absolute=2e-2, relative=8e-2, cosine=0.99, top1=1.0, kl=1e-1),
     "int8": _EIGHT_BITS,
     "fp8": _EIGHT_BITS,
+    "int4": _FOUR_BITS,
 }
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from adakron_export.graph.passes.rewriting import initializer
+from adakron_export.graph.passes.rewriting import initializer, replace_node
 
 LEVELS = 127  # symmetric: -128 is not used
 _SMALLEST = 1e-6
@@ -43,13 +43,11 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
         value, weight = node.inputs[0], node.inputs[1]
         assert value is not None
         assert weight is not None
-        array = array_of(weight)
-        if integer_of(node, "transB"):
-            array = array.T
-        levels, scales = _symmetric(array, axis=0)
-        name = str(node.outputs[0].name)
-        held = initializer(graph, f"{name}_weight_int8", np.ascontiguousarray(levels))
-        factors = initializer(graph, f"{name}_weight_scale", scales[0])
+        transposed = bool(integer_of(node, "transB"))
+        name = product_name(weight, transposed=transposed)
+        levels, scales = _symmetric(array_of(weight).T if transposed else array_of(weight), axis=0)
+        held = initializer(graph, f"{name}_int8", np.ascontiguousarray(levels))
+        factors = initializer(graph, f"{name}_int8_scale", scales[0])
         added: list[ir.Node] = []
         key = (value, self.per_token or _narrows(node))
         if key not in self._quantised:
@@ -66,7 +64,7 @@ class DynamicInt8Pass(ir.passes.InPlacePass):
         if len(node.inputs) > 2 and node.inputs[2] is not None:
             last = ir.node("Add", [last.outputs[0], node.inputs[2]])
             added.append(last)
-        _replace(graph, node, added, last.outputs[0])
+        replace_node(graph, node, added)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +137,11 @@ def is_product(node: ir.Node) -> bool:
     return all(factor == 1.0 for factor in factors) and columns >= DynamicInt8Pass.MIN_COLUMNS
 
 
+def product_name(weight: ir.Value, *, transposed: bool) -> str:
+    """What a product's rounded weight is called; layers that share the weight share this too."""
+    return f"{weight.name}_transposed" if transposed else f"{weight.name}_product"
+
+
 def _narrows(node: ir.Node) -> bool:
     first, second = array_of(node.inputs[1]).shape
     return bool(first < second if integer_of(node, "transB") else second < first)
@@ -159,10 +162,10 @@ def _rewrite_gather(graph: ir.Graph, node: ir.Node) -> None:
     assert table is not None
     levels, scales = _symmetric(array_of(table), axis=1)
     rows = ir.node("Gather", [initializer(graph, f"{table.name}_int8", levels), ids])
-    factors = ir.node("Gather", [initializer(graph, f"{table.name}_scale", scales), ids])
+    factors = ir.node("Gather", [initializer(graph, f"{table.name}_int8_scale", scales), ids])
     wide = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)})
     last = ir.node("Mul", [wide.outputs[0], factors.outputs[0]])
-    _replace(graph, node, [rows, factors, wide, last], last.outputs[0])
+    replace_node(graph, node, [rows, factors, wide, last])
 
 
 def _symmetric(array: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -177,14 +180,3 @@ def array_of(value: ir.Value | None) -> np.ndarray:
     assert value is not None
     assert value.const_value is not None
     return value.const_value.numpy()
-
-
-def _replace(graph: ir.Graph, node: ir.Node, added: list[ir.Node], output: ir.Value) -> None:
-    old = node.outputs[0]
-    for each in added:
-        each.metadata_props.update(node.metadata_props)
-    graph.insert_before(node, added)
-    output.type, output.shape = old.type, old.shape
-    ir.convenience.replace_all_uses_with(old, output, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    output.name = old.name

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import onnx_ir as ir
 
@@ -15,3 +17,15 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     value.dtype, value.shape = tensor.dtype, ir.Shape(array.shape)
     graph.register_initializer(value)
     return value
+
+
+def replace_node(graph: ir.Graph, node: ir.Node, added: Sequence[ir.Node]) -> None:
+    """Put nodes in the place of one; the last of them gives what it gave."""
+    old, new = node.outputs[0], added[-1].outputs[0]
+    for each in added:
+        each.metadata_props.update(node.metadata_props)
+    graph.insert_before(node, added)
+    new.type, new.shape = old.type, old.shape
+    ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    new.name = old.name
