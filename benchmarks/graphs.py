@@ -7,7 +7,9 @@ import functools
 import importlib.util
 import json
 import shutil
+import subprocess
 import sys
+import venv
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -251,6 +253,18 @@ def slimmed(folder: Path, place: Path) -> None:
         onnxslim.slim(str(plain(folder)), str(place))
 
 
+@once("optimum")
+def optimum(folder: Path, place: Path) -> None:
+    """optimum-onnx's export of the backbone; it knows no adapters, and has an environment of its own."""
+    checkpoint(folder)
+    venv.create(folder / "optimum-venv", with_pip=True)
+    binaries = folder / "optimum-venv" / "bin"
+    packages = Path(__file__).with_name("requirements-optimum.txt")
+    subprocess.run([binaries / "python", "-m", "pip", "install", "--quiet", "-r", packages], check=True)
+    command = [binaries / "optimum-cli", "export", "onnx", "--task", "text-classification", "--model"]
+    subprocess.run([*command, folder / "backbone", place], check=True, stdout=sys.stderr)
+
+
 @once("openvino-int8.xml")
 def openvino_int8(folder: Path, place: Path) -> None:
     """Our graph, quantised by NNCF for OpenVINO."""
@@ -331,6 +345,7 @@ SIDES: dict[str, Callable[[Path], str]] = {
     "products alone, int8": lambda folder: f"onnxruntime-without-skip:{products_int8(folder)}/model.onnx",
     "plain export": lambda folder: f"onnxruntime:{plain(folder)}",
     "ONNX Runtime's optimiser": lambda folder: f"onnxruntime:{ort_optimised(folder)}",
+    "optimum-onnx, no adapters": lambda folder: f"onnxruntime:{optimum(folder)}/model.onnx",
     "onnxslim": lambda folder: f"onnxruntime:{slimmed(folder)}",
     "artifact for OpenVINO": lambda folder: f"artifact-openvino:{artifact_openvino(folder)}",
     "artifact for OpenVINO, bf16": lambda folder: f"artifact-openvino:{artifact_openvino_bf16(folder)}",

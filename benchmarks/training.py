@@ -79,14 +79,15 @@ def everything(model: Any) -> Any:
 
 
 # What changes the model (AdaKron: nothing here, it is the recipe's), and the settings that differ from the recipe.
-# Learning rates: PEFT methods that write into the FFN take the recipe's, the others what is usual for them.
+# Learning rates: PEFT methods that write into the FFN take the recipe's, the others what is usual for them. All but
+# full fine-tuning, which trains it, begin with the recipe's pooler.
 METHODS: dict[str, tuple[Callable[[Any], Any] | None, dict[str, Any]]] = {
     "AdaKron r=24": (None, {"r": 24}),
     "AdaKron r=48": (None, {"r": 48}),
     "LoRA r=8": (lora, {"learning_rate": 1e-3}),
     "bottleneck": (bottleneck, {}),
     "BitFit": (bitfit, {}),
-    "full": (everything, {"learning_rate": 5e-5}),
+    "full": (everything, {"learning_rate": 5e-5, "pooler_scale": None}),
 }
 
 
@@ -97,16 +98,18 @@ def recipe_of(method: str, seed: int, data: Path) -> Recipe:
 
 
 def plain_model(build: Callable[[Any], Any]) -> Callable[..., Any]:
-    """In the place of `load_trainable`: the same backbone and head, and another method on it."""
+    """In the place of `load_trainable`: the same backbone, pooler and head, and another method on it."""
 
     def load(source: Any, recipe: Recipe, task: Any, labels: Any, tokenizer: Any) -> Any:
         from transformers import AutoConfig, AutoModelForSequenceClassification
 
-        from adakron_export.training.model import dropout_of
+        from adakron_export.training.model import dropout_of, scale_pooler
 
         config = AutoConfig.from_pretrained(source.folder, num_labels=len(labels.names))
         with dropout_of(config, recipe.dropout):
             model = AutoModelForSequenceClassification.from_pretrained(source.folder, config=config)
+        if recipe.pooler_scale is not None:
+            scale_pooler(model, recipe.pooler_scale)
         return build(model)
 
     return load

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from peft import PeftModel
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from adakron_export import Recipe, export_onnx, open_runner, predict, train
@@ -367,3 +367,27 @@ def test_norms_beside_adapters_are_trained_saved_and_exported(backbone, data, tm
     assert result.parameters.norms == sum(tensor.numel() for tensor in norms.values())
     assert all((tensor != (1.0 if name.endswith("weight") else 0.0)).any() for name, tensor in norms.items())
     assert export_onnx(result.folder, tmp_path / "artifact").parity.passed
+
+
+def test_scaled_pooler_is_saved_and_exported_and_not_trained(data, tmp_path):
+    encoder = save_backbone(tmp_path / "encoder", task=Task.FEATURE_EXTRACTION)
+    result = train(recipe_of(encoder, data, pooler_scale=10.0, epochs=1.0), tmp_path / "out")
+    before = load_file(encoder / "model.safetensors")["pooler.dense.weight"]
+    after = load_file(result.folder / "adapter_model.safetensors")["base_model.model.bert.pooler.dense.weight"]
+    np.testing.assert_array_equal(after, before * 10)
+    plain = train(recipe_of(encoder, data, epochs=1.0), tmp_path / "plain")
+    assert result.parameters.trainable == plain.parameters.trainable
+    assert export_onnx(result.folder, tmp_path / "artifact").parity.passed
+
+
+def test_scaled_pooler_needs_one_that_was_never_trained(backbone, data, tmp_path):
+    with pytest.raises(TrainingError, match="that the backbone brings; this one is new"):
+        train(recipe_of(backbone, data, pooler_scale=10.0), tmp_path / "out")
+    distilled = save_backbone(tmp_path / "distilbert", "distilbert")
+    with pytest.raises(TrainingError, match="DistilBertForSequenceClassification has none"):
+        train(recipe_of(distilled, data, pooler_scale=10.0), tmp_path / "out")
+    encoder = save_backbone(tmp_path / "encoder", task=Task.FEATURE_EXTRACTION)
+    tensors = load_file(encoder / "model.safetensors")
+    save_file({**tensors, "pooler.dense.bias": tensors["pooler.dense.bias"] + 1}, encoder / "model.safetensors")
+    with pytest.raises(TrainingError, match="this one has biases"):
+        train(recipe_of(encoder, data, pooler_scale=10.0), tmp_path / "out")

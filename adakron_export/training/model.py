@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from peft import PeftModel
 from torch import nn
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
@@ -133,8 +134,6 @@ def load_trainable(source: BackboneSource, recipe: Recipe, task: Task, labels: L
 
 def empty_trainable(config: PretrainedConfig, recipe: Recipe, task: Task) -> PeftModel:
     """The same with tensors that have shapes and no content, for counting (torch's ``meta`` device)."""
-    import torch
-
     with torch.device("meta"):
         model = auto_class(task).from_config(config)
         return add_adapters(model, recipe, task, new=set(), revision=None)
@@ -156,6 +155,11 @@ def add_adapters(
     fresh = sorted({name.removeprefix(prefix).partition(".")[0] for name in new})
     layers = _layers_of(model.config, recipe)
     norms = norms_beside_adapters(model, layers) if recipe.norm_learning_rate is not None else []
+    pooler = []
+    if recipe.pooler_scale is not None:
+        if "pooler" in fresh:
+            raise TrainingError("pooler_scale is for a pooler that the backbone brings; this one is new and trained")
+        pooler = [scale_pooler(model, recipe.pooler_scale)]
     adapter = AdaKronConfig(
         r=recipe.r,
         k=recipe.k,
@@ -163,10 +167,36 @@ def add_adapters(
         kron_order=recipe.kron_order,
         layers_to_transform=layers,
         task_type=peft_task_type(task),
-        modules_to_save=[*fresh, *norms] or None,
+        modules_to_save=[*fresh, *norms, *pooler] or None,
         revision=revision,
     )
-    return with_adapter(model, adapter)
+    tuned = with_adapter(model, adapter)
+    for name in pooler:
+        tuned.get_submodule(f"base_model.model.{name}").requires_grad_(requires_grad=False)  # saved, and not trained
+    return tuned
+
+
+def scale_pooler(model: PreTrainedModel, factor: float) -> str:
+    """Multiply the weights of a backbone's pooler, in place.
+
+    A sentence encoder leaves it as it was initialised, with weights so small that its tanh is a straight line. Wider
+    ones make features of it that a head can tell apart.
+
+    Returns:
+        The pooler's name.
+
+    Raises:
+        TrainingError: The backbone has none, or has a trained one, which has biases.
+    """
+    name = f"{model.base_model_prefix}.pooler"
+    dense = getattr(getattr(model.base_model, "pooler", None), "dense", None)
+    if not isinstance(dense, nn.Linear):
+        raise TrainingError(f"pooler_scale is for backbones with a pooler; {type(model).__name__} has none")
+    with torch.no_grad():
+        if dense.bias is not None and not dense.bias.is_meta and bool(dense.bias.any()):
+            raise TrainingError("pooler_scale is for a pooler that was never trained; this one has biases")
+        dense.weight.mul_(factor)
+    return name
 
 
 def _layers_of(config: PretrainedConfig, recipe: Recipe) -> list[int] | None:

@@ -54,6 +54,9 @@ class Recipe:
     k: int = _setting(4, "Width of the second small network; divides r.", group="adapter")
     layers: str | None = _setting(None, "Only these, such as 2-5 or 0,3.", group="adapter", metavar="FROM-TO")
     num_experts: int = _setting(1, "Networks in the mixture on the k-wide side.", group="adapter")
+    pooler_scale: float | None = _setting(
+        None, "Factor of the weights of a pooler that was never trained, such as 10.", group="adapter"
+    )
     kron_order: str = _setting("a2_a1", "Left factor first.", group="adapter", choices=("a2_a1", "a1_a2"))
     consistency: float = _setting(0.0, "Weight of AdaMix's consistency loss.", group="adapter")
     epochs: float = _setting(3.0, "Passes over the data.", group="optimisation")

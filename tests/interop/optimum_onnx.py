@@ -1,7 +1,4 @@
-"""Opens artifacts in optimum-onnx, in a virtual environment of its own with transformers 4.57.
-
-optimum-onnx 0.1 does not support transformers 5, so it cannot be installed beside this package.
-"""
+"""Opens artifacts in optimum-onnx, in a virtual environment of its own: it needs transformers 4."""
 
 from __future__ import annotations
 
@@ -19,7 +16,7 @@ from adakron_export import export_onnx, open_runner
 ROOT = Path(__file__).parents[2]
 DEMO = ROOT / "models" / "demo"
 TEXTS = ["The printer stopped working.", "Where can I find the manual? I need it today."]
-PACKAGES = ["torch==2.13.0", "transformers==4.57.6", "optimum-onnx[onnxruntime]==0.1.0"]
+PACKAGES = ROOT / "benchmarks" / "requirements-optimum.txt"
 READ = """
 import json, sys
 from transformers import AutoTokenizer
@@ -41,7 +38,7 @@ def main() -> None:
             sys.exit("the demo failed its validation")
         venv.create(folder / "venv", with_pip=True)
         python = folder / "venv/bin/python"
-        subprocess.run([python, "-m", "pip", "install", "--quiet", *PACKAGES], check=True)
+        subprocess.run([python, "-m", "pip", "install", "--quiet", "-r", PACKAGES], check=True)
         command = [python, "-c", READ, folder / "artifact", json.dumps(TEXTS)]
         output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
         found = json.loads(output.splitlines()[-1])
