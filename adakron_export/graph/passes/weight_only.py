@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -15,7 +13,6 @@ _TOP, _BOTTOM = 7, -8  # of int4
 _SHRINK = (1.0, 0.94, 0.88, 0.82)  # of the largest magnitude: cutting it may leave the others finer steps
 
 
-@dataclass(slots=True)
 class Int4WeightsPass(ir.passes.InPlacePass):
     """Weights in int4, one scale per `BLOCK` rows of a column; activations as they are.
 
