@@ -32,6 +32,7 @@ HALF_DTYPES = ("fp16", "bf16")
 QUANTISED_DTYPES = ("int8", "fp8")
 INT4 = "int4"  # of weights alone
 DTYPES = ("fp32", *HALF_DTYPES, *QUANTISED_DTYPES, INT4)
+REWRITES_KEY = "adakron_export.rewrites"  # metadata of a model: our passes that it went through
 MODULE_KEY = "adakron_export.module"  # metadata of a node: the module of the model that it comes from
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
 

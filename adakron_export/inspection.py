@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adakron_export.artifact import Artifact, is_artifact, open_artifact
+from adakron_export.artifact import REWRITES_KEY, Artifact, is_artifact, open_artifact
 
 if TYPE_CHECKING:
     from adakron_export.adapter.checkpoint import Checkpoint
@@ -71,6 +71,7 @@ class ArtifactInfo:
         manifest: What `adakron_export.json` says.
         ops: How often each operator stands in the graph, functions not counted.
         opsets: Version of each domain.
+        rewrites: Our passes that the graph went through, and which of them found nothing to rewrite.
         adapters: One per KronAdapter node.
         parameters: Numbers in the graph's weights.
         file_bytes: Of every file.
@@ -81,6 +82,7 @@ class ArtifactInfo:
     manifest: dict[str, Any]
     ops: dict[str, int]
     opsets: dict[str, int]
+    rewrites: str
     adapters: tuple[AdapterInfo, ...]
     parameters: int
     file_bytes: dict[str, int]
@@ -171,6 +173,7 @@ def _inspect_artifact(artifact: Artifact) -> ArtifactInfo:
         manifest=asdict(artifact.manifest),
         ops=dict(ops.most_common()),
         opsets=dict(model.opset_imports),
+        rewrites=model.metadata_props.get(REWRITES_KEY, ""),
         adapters=adapters,
         parameters=sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value),
         file_bytes={file.name: file.stat().st_size for file in sorted(artifact.folder.iterdir())},

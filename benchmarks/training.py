@@ -79,14 +79,14 @@ def everything(model: Any) -> Any:
 
 
 # What changes the model (AdaKron: nothing here, it is the recipe's), and the settings that differ from the recipe.
-# Learning rates: PEFT methods that write into the FFN take the recipe's, the others what is usual for them. All but
-# full fine-tuning, which trains it, begin with the recipe's pooler.
+# Learning rates: PEFT methods that write into the FFN take the recipe's, the others what is usual for them. Methods
+# that train nothing of the pooler begin with the recipe's.
 METHODS: dict[str, tuple[Callable[[Any], Any] | None, dict[str, Any]]] = {
     "AdaKron r=24": (None, {"r": 24}),
     "AdaKron r=48": (None, {"r": 48}),
     "LoRA r=8": (lora, {"learning_rate": 1e-3}),
     "bottleneck": (bottleneck, {}),
-    "BitFit": (bitfit, {}),
+    "BitFit": (bitfit, {"pooler_scale": None}),
     "full": (everything, {"learning_rate": 5e-5, "pooler_scale": None}),
 }
 

@@ -73,6 +73,7 @@ def _print_artifact(info: Any) -> None:
             ("made of", f"{manifest['backbone']} with {manifest['adapter_source']['name']}"),
             ("task", manifest["task"]),
             ("graph", f"target {manifest['target']}, {manifest['dtype']}, opsets {opsets}"),
+            ("rewrites", info.rewrites or "none"),
             ("inputs", ", ".join(options.tensor(row["name"], row["shape"]) for row in manifest["inputs"])),
             ("outputs", ", ".join(options.tensor(row["name"], row["shape"]) for row in manifest["outputs"])),
             ("parameters", f"{info.parameters:,}"),

@@ -21,7 +21,7 @@ from . import options
 @click.option("--opset", type=int, metavar="N", help="Of the standard operators, 18 to 23.  [default: 20, int4: 21]")
 @click.option("--data", metavar="DATA", help="Text to calibrate int8 or fp8 on (tensorrt, openvino).")
 @click.option("--max-accuracy-drop", type=float, metavar="POINTS",
-              help="On --data, of 100: fall back from int8 as far as needed.")  # fmt: skip
+              help="On --data, of 100: fall back from int8 or int4 as needed.")  # fmt: skip
 @options.task
 @options.atol
 @click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")

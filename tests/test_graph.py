@@ -12,6 +12,7 @@ from adakron_export.adapter.layer import ACTIVATIONS, AdaKronLayer
 from adakron_export.adapter.op import kron_adapter
 from adakron_export.adapter.pooling import Pooling, PoolingMode, pool
 from adakron_export.adapter.task_model import TaskModel
+from adakron_export.artifact import REWRITES_KEY
 from adakron_export.errors import ExportError
 from adakron_export.graph import kron_op
 from adakron_export.graph.capture import capture, kron_nodes
@@ -192,13 +193,16 @@ def test_down_projections_are_merged_once_per_adapter(bert):
              (("merged", lowered), ("inlined", inlined))}  # fmt: skip
     assert count["inlined"] - count["merged"] == 2
     assert sum(node.op_type == "Split" for node in lowered.graph) == 2
+    assert lowered.metadata_props[REWRITES_KEY] == "MergeDownProjections"
 
 
 def test_wide_pairs_are_not_merged(bert, monkeypatch):
     from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
 
     monkeypatch.setattr(MergeDownProjectionsPass, "MAX_COLUMNS", 5)
-    assert not any(node.op_type == "Split" for node in lower(bert[1], TARGETS["ort-cpu"]).graph)
+    lowered = lower(bert[1], TARGETS["ort-cpu"])
+    assert not any(node.op_type == "Split" for node in lowered.graph)
+    assert lowered.metadata_props[REWRITES_KEY] == "MergeDownProjections (no match)"
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -6,7 +6,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from adakron_export import export_onnx, open_runner, validate
+from adakron_export import export_onnx, inspect, open_runner, validate
 from adakron_export.calibration import ChannelStatistics, MagnitudeHistogram, best_smoothing
 from adakron_export.engine_export import export_engine
 from adakron_export.errors import EngineError, ExportError
@@ -37,6 +37,7 @@ def test_products_and_tables_are_int8_and_adapters_are_not(demo):
     assert weights["bert.embeddings.word_embeddings.weight_int8"] == onnx.TensorProto.INT8
     assert {kind for name, kind in weights.items() if ".a1_" in name or ".a2_" in name} == {onnx.TensorProto.FLOAT}
     assert ops(demo / "int8").count("KronAdapter") == 3
+    assert inspect(demo / "int8").rewrites == "DynamicInt8, Int8Tables"
     assert (demo / "int8/model.onnx").stat().st_size < 0.32 * (demo / "fp32/model.onnx").stat().st_size
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from adakron_export.artifact import INT4, QUANTISED_DTYPES
+from adakron_export.artifact import INT4, QUANTISED_DTYPES, REWRITES_KEY
 from adakron_export.device import Device
 from adakron_export.errors import ExportError
 from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
@@ -128,9 +128,17 @@ def lower(model: ir.Model, target: Target, *, quantise: Sequence[ir.passes.PassB
         target: The runtime.
         quantise: Round weights to 8 bits; before functions are inlined, so that those of the adapters stay.
     """
-    lowered = model.clone()
     steps: list[ir.passes.PassBase] = [*quantise]
     steps += [] if target.keeps_function else [common.InlinePass()]
     steps += [make() for make in target.passes]
     steps += [common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]
-    return ir.passes.Sequential(*steps)(lowered).model
+    lowered = model.clone()
+    rewrites = []
+    for step in steps:
+        result = step(lowered)
+        lowered = result.model
+        name = type(step).__name__.removesuffix("Pass")
+        if type(step).__module__.startswith(f"{__package__}."):
+            rewrites.append(name if result.modified else f"{name} (no match)")
+    lowered.metadata_props[REWRITES_KEY] = ", ".join(rewrites)
+    return lowered
