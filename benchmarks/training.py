@@ -82,6 +82,7 @@ def everything(model: Any) -> Any:
 # Learning rates: PEFT methods that write into the FFN take the recipe's, the others what is usual for them. Methods
 # that train nothing of the pooler begin with the recipe's.
 METHODS: dict[str, tuple[Callable[[Any], Any] | None, dict[str, Any]]] = {
+    "AdaKron r=20": (None, {"r": 20}),
     "AdaKron r=24": (None, {"r": 24}),
     "AdaKron r=48": (None, {"r": 48}),
     "LoRA r=8": (lora, {"learning_rate": 1e-3}),
