@@ -82,7 +82,8 @@ def rungs_of(target: Target, dtype: str, max_accuracy_drop: float | None, data: 
     if not 0 <= max_accuracy_drop <= 100:
         raise ExportError(f"the largest accuracy drop is {max_accuracy_drop}; it must lie between 0 and 100 points")
     if dtype not in (*QUANTISED_DTYPES, INT4):
-        raise ExportError(f"a largest accuracy drop is for int8, fp8 and int4, which fall back to more; not {dtype}")
+        able = ", ".join((*QUANTISED_DTYPES, INT4))
+        raise ExportError(f"a largest accuracy drop is for {able}, which fall back to fp32 or fp16; not {dtype}")
     first = [Rung(INT4), Rung("int8")] if dtype == INT4 else [Rung(dtype)]
     between = [Rung("int8", per_token=True)] if target.dynamic_int8 else []
     return [*first, *between, Rung(target.floating(dtype))]

@@ -13,6 +13,8 @@ from adakron_export.artifact import open_artifact
 from adakron_export.errors import DataError, ExportError
 from adakron_export.graph.passes import quantize
 from adakron_export.graph.passes.rewriting import initializer
+from adakron_export.graph.targets import target_named
+from adakron_export.ladder import rungs_of
 from conftest import DEMO
 
 TEXT = str(DEMO / "train.tsv")
@@ -89,8 +91,13 @@ def test_calibrated_int8_falls_back_too(tmp_path):
     assert open_artifact(tmp_path / "out").manifest.calibrated_on == "train.tsv"
 
 
+def test_4_bits_fall_back_to_8(tmp_path):
+    rungs = rungs_of(target_named("ort-cpu"), "int4", 0.5, TEXT)
+    assert [rung.label for rung in rungs] == ["int4", "int8", "int8, scales per token", "fp32"]
+
+
 def test_what_makes_no_ladder_is_refused(tmp_path):
-    with pytest.raises(ExportError, match="is for int8 and fp8, which fall back to fp32 or fp16; not fp32"):
+    with pytest.raises(ExportError, match="is for int8, fp8, int4, which fall back to fp32 or fp16; not fp32"):
         export_onnx(DEMO, tmp_path / "out", data=TEXT, max_accuracy_drop=0.5)
     with pytest.raises(ExportError, match="needs labelled text"):
         export_onnx(DEMO, tmp_path / "out", dtype="int8", max_accuracy_drop=0.5)
