@@ -87,8 +87,8 @@ METHODS: dict[str, tuple[Callable[[Any], Any] | None, dict[str, Any]]] = {
     "AdaKron r=48": (None, {"r": 48}),
     "LoRA r=8": (lora, {"learning_rate": 1e-3}),
     "bottleneck": (bottleneck, {}),
-    "BitFit": (bitfit, {"pooler_scale": None}),
-    "full": (everything, {"learning_rate": 5e-5, "pooler_scale": None}),
+    "BitFit": (bitfit, {"pooler_scale": 1.0}),
+    "full": (everything, {"learning_rate": 5e-5, "pooler_scale": 1.0}),
 }
 
 
@@ -109,7 +109,7 @@ def plain_model(build: Callable[[Any], Any]) -> Callable[..., Any]:
         config = AutoConfig.from_pretrained(source.folder, num_labels=len(labels.names))
         with dropout_of(config, recipe.dropout):
             model = AutoModelForSequenceClassification.from_pretrained(source.folder, config=config)
-        if recipe.pooler_scale is not None:
+        if recipe.pooler_scale != 1:
             scale_pooler(model, recipe.pooler_scale)
         return build(model)
 

@@ -156,7 +156,7 @@ def add_adapters(
     layers = _layers_of(model.config, recipe)
     norms = norms_beside_adapters(model, layers) if recipe.norm_learning_rate is not None else []
     pooler = []
-    if recipe.pooler_scale is not None:
+    if recipe.pooler_scale != 1:
         if "pooler" in fresh:
             raise TrainingError("pooler_scale is for a pooler that the backbone brings; this one is new and trained")
         pooler = [scale_pooler(model, recipe.pooler_scale)]
@@ -194,7 +194,9 @@ def scale_pooler(model: PreTrainedModel, factor: float) -> str:
         raise TrainingError(f"pooler_scale is for backbones with a pooler; {type(model).__name__} has none")
     with torch.no_grad():
         if dense.bias is not None and not dense.bias.is_meta and bool(dense.bias.any()):
-            raise TrainingError("pooler_scale is for a pooler that was never trained; this one has biases")
+            raise TrainingError(
+                "pooler_scale is for a pooler that was never trained; this one has biases: leave it at 1"
+            )
         dense.weight.mul_(factor)
     return name
 

@@ -54,8 +54,8 @@ class Recipe:
     k: int = _setting(4, "Width of the second small network; divides r.", group="adapter")
     layers: str | None = _setting(None, "Only these, such as 2-5 or 0,3.", group="adapter", metavar="FROM-TO")
     num_experts: int = _setting(1, "Networks in the mixture on the k-wide side.", group="adapter")
-    pooler_scale: float | None = _setting(
-        None, "Factor of the weights of a pooler that was never trained, such as 10.", group="adapter"
+    pooler_scale: float = _setting(
+        1.0, "Factor of the weights of a pooler that was never trained, such as 10.", group="adapter"
     )
     kron_order: str = _setting("a2_a1", "Left factor first.", group="adapter", choices=("a2_a1", "a1_a2"))
     consistency: float = _setting(0.0, "Weight of AdaMix's consistency loss.", group="adapter")
@@ -148,7 +148,7 @@ def _check_value(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise TrainingError(f"{name} is {value}; it must be below 1")
     if name in _AT_LEAST_ONE and value < 1:
         raise TrainingError(f"{name} is {value}; it must be at least 1")
-    if name in ("epochs", "learning_rate", "head_learning_rate", "norm_learning_rate") and value == 0:
+    if name in ("epochs", "learning_rate", "head_learning_rate", "norm_learning_rate", "pooler_scale") and value == 0:
         raise TrainingError(f"{name} is 0, and nothing would be learned")
 
 
