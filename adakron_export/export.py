@@ -28,7 +28,7 @@ from adakron_export.device import Device
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import package_versions, require
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
-from adakron_export.graph.targets import Target, check_dtype, default_opset, target_named
+from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.input_space import model_space
 from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_of
 from adakron_export.onnx_file import write_model
@@ -96,7 +96,7 @@ def export_onnx(
         target: ``portable``, ``ort-cpu``, ``openvino``, ``ort-cuda`` or ``tensorrt``.
         dtype: Of the graph: ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` or ``int4``. Outputs are float32 in any
             case.
-        opset: Version of the standard operators, 18 to 23; 20 by default, and 21 for int4.
+        opset: Version of the standard operators, 18 to 23; 20 by default, 21 for int4, and 23 for target ``ort-cpu``.
         data: Text to find the scales of int8 or fp8 on, for target ``tensorrt`` or ``openvino``, and to measure the
             accuracy on; read as for training.
         max_accuracy_drop: By how many points of 100 the task's first metric may be worse on ``data``, such as 0.5.
@@ -116,7 +116,7 @@ def export_onnx(
     folder = Path(output)
     lowered_for = target_named(target)
     calibrated = data is not None and (max_accuracy_drop is None or dtype in lowered_for.calibrated)
-    opset = default_opset(dtype) if opset is None else opset
+    opset = lowered_for.default_opset(dtype) if opset is None else opset
     check_dtype(lowered_for, dtype, opset=opset, calibrated=calibrated)
     rungs = rungs_of(lowered_for, dtype, max_accuracy_drop, data)
     tolerance_for(dtype).changed({"absolute": atol})

@@ -127,7 +127,7 @@ def write_bare(checkpoint: Path, folder: Path, *, target: str, dtype: str) -> No
     lowered_for = target_named(target)
     model = load_model(checkpoint).unload().to(torch_dtype(lowered_for, dtype))
     whole = TaskModel(model, Task.TEXT_CLASSIFICATION, pooling=read_pooling(folder)).eval()
-    write_model(build_graph(whole, opset=20, target=lowered_for, dtype=dtype), folder)
+    write_model(build_graph(whole, opset=lowered_for.default_opset(dtype), target=lowered_for, dtype=dtype), folder)
 
 
 def bare_model(folder: Path, attention: str = "sdpa") -> Any:

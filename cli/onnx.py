@@ -18,7 +18,8 @@ from . import options
     "--target", default="portable", show_default=True, help="portable, ort-cpu, openvino, ort-cuda or tensorrt."
 )
 @click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16, bf16, int8, fp8 or int4.")
-@click.option("--opset", type=int, metavar="N", help="Of the standard operators, 18 to 23.  [default: 20, int4: 21]")
+@click.option("--opset", type=int, metavar="N",
+              help="Of the standard operators, 18 to 23.  [default: 20; int4: 21; ort-cpu: 23]")  # fmt: skip
 @click.option("--data", metavar="DATA", help="Text to calibrate int8 or fp8 on (tensorrt, openvino).")
 @click.option("--max-accuracy-drop", type=float, metavar="POINTS",
               help="On --data, of 100: fall back from int8 or int4 as needed.")  # fmt: skip

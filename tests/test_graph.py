@@ -1,5 +1,7 @@
 """The operator, capture, lowering and emulation."""
 
+from collections import Counter
+
 import numpy as np
 import onnx
 import onnx_ir as ir
@@ -12,7 +14,7 @@ from adakron_export.adapter.layer import ACTIVATIONS, AdaKronLayer
 from adakron_export.adapter.op import kron_adapter
 from adakron_export.adapter.pooling import Pooling, PoolingMode, pool
 from adakron_export.adapter.task_model import TaskModel
-from adakron_export.artifact import REWRITES_KEY
+from adakron_export.artifact import MODULE_KEY, REWRITES_KEY
 from adakron_export.errors import ExportError
 from adakron_export.graph import kron_op
 from adakron_export.graph.capture import capture, kron_nodes
@@ -193,7 +195,7 @@ def test_down_projections_are_merged_once_per_adapter(bert):
              (("merged", lowered), ("inlined", inlined))}  # fmt: skip
     assert count["inlined"] - count["merged"] == 2
     assert sum(node.op_type == "Split" for node in lowered.graph) == 2
-    assert lowered.metadata_props[REWRITES_KEY] == "MergeDownProjections"
+    assert lowered.metadata_props[REWRITES_KEY].startswith("MergeDownProjections,")
 
 
 def test_wide_pairs_are_not_merged(bert, monkeypatch):
@@ -202,7 +204,39 @@ def test_wide_pairs_are_not_merged(bert, monkeypatch):
     monkeypatch.setattr(MergeDownProjectionsPass, "MAX_COLUMNS", 5)
     lowered = lower(bert[1], TARGETS["ort-cpu"])
     assert not any(node.op_type == "Split" for node in lowered.graph)
-    assert lowered.metadata_props[REWRITES_KEY] == "MergeDownProjections (no match)"
+    assert lowered.metadata_props[REWRITES_KEY].startswith("MergeDownProjections (no match)")
+
+
+def operators(model):
+    return Counter(node.op_type for node in model.graph)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra", "albert", "vit"])
+def test_attention_is_one_operator_per_layer_and_the_outputs_stay(model_type, tmp_path):
+    eager, folded = folded_model(model_type)
+    batch = sample_batch(folded.model.config, folded.task, folded.signature)
+    if "attention_mask" in batch:
+        batch["attention_mask"][0, batch["attention_mask"].shape[1] // 2 :] = 0
+    graph = captured(folded, 23)
+    lowered = lower(graph, TARGETS["ort-cpu"])
+    before, after = operators(graph), operators(lowered)
+    assert (before["Softmax"], after["Attention"], after["Softmax"]) == (2, 2, 0)
+    assert after["Expand"] - before["Expand"] == ("attention_mask" in batch)  # once for all layers
+    assert all(node.metadata_props[MODULE_KEY] for node in lowered.graph if node.op_type == "Attention")
+    assert difference(eager, session_of(lowered, tmp_path), batch) < 1e-5
+
+
+@pytest.mark.parametrize("model_type", ["deberta-v2", "modernbert", "mpnet", "gpt2"])
+def test_attention_of_another_form_stays_as_it_is(model_type):
+    folded = folded_model(model_type)[1]
+    graph = captured(folded, 23)
+    lowered = lower(graph, TARGETS["ort-cpu"])
+    assert operators(lowered)["Softmax"] == operators(graph)["Softmax"] == 2
+    assert lowered.metadata_props[REWRITES_KEY] == "MergeDownProjections, FuseAttention (no match)"
+
+
+def test_attention_stays_in_plain_operators_before_opset_23(bert):
+    assert operators(lower(bert[1], TARGETS["ort-cpu"]))["Attention"] == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

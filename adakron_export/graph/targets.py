@@ -11,14 +11,10 @@ from onnx_ir.passes import common
 from adakron_export.artifact import INT4, QUANTISED_DTYPES, REWRITES_KEY
 from adakron_export.device import Device
 from adakron_export.errors import ExportError
+from adakron_export.graph.passes.fuse_attention import ATTENTION_OPSET, FuseAttentionPass
 from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
 
 DEFAULT_OPSET, INT4_OPSET = 20, 21
-
-
-def default_opset(dtype: str) -> int:
-    """The version of the standard operators that a graph of a dtype has, where nobody asks for another."""
-    return INT4_OPSET if dtype == INT4 else DEFAULT_OPSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +32,7 @@ class Target:
         float_dtype: Of all else in a calibrated graph.
         unsigned: Whether calibrated activations are uint8, around 128, which x86 multiplies faster than int8.
         device: Where an export for it is validated.
+        opset: Version of the standard operators where nobody asks for another.
     """
 
     name: str
@@ -48,6 +45,11 @@ class Target:
     float_dtype: str = "fp32"
     unsigned: bool = False
     device: Device = Device.CPU
+    opset: int = DEFAULT_OPSET
+
+    def default_opset(self, dtype: str) -> int:
+        """The version of the standard operators where nobody asks for another."""
+        return max(self.opset, INT4_OPSET) if dtype == INT4 else self.opset
 
     def floating(self, dtype: str) -> str:
         """The dtype of all that is not in 8 bits, where the graph is in ``dtype``."""
@@ -63,10 +65,11 @@ TARGETS = {
         Target(
             "ort-cpu",
             False,
-            (MergeDownProjectionsPass,),
+            (MergeDownProjectionsPass, FuseAttentionPass),
             disabled_optimizers=("SkipLayerNormFusion",),
             dynamic_int8=True,
             int4=True,
+            opset=ATTENTION_OPSET,
         ),
         # It reads no functions of a graph's own, and is slow with int8 that is quantised at each run.
         Target(
