@@ -32,6 +32,7 @@ HALF_DTYPES = ("fp16", "bf16")
 QUANTISED_DTYPES = ("int8", "fp8")
 INT4 = "int4"  # of weights alone
 DTYPES = ("fp32", *HALF_DTYPES, *QUANTISED_DTYPES, INT4)
+PLAIN_ATTENTION, MULTI_HEAD_ATTENTION = "plain", "MultiHeadAttention"  # forms that `tune` tries
 REWRITES_KEY = "adakron_export.rewrites"  # metadata of a model: our passes that it went through
 MODULE_KEY = "adakron_export.module"  # metadata of a node: the module of the model that it comes from
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
@@ -63,6 +64,7 @@ class Tuning:
         cores: Of the machine.
         threads: Of one operator; ``None`` is ONNX Runtime's choice.
         spinning: Whether threads without work wait awake.
+        attention: The form that attention is computed in; ``None`` is the exported one. Others are made while opening.
         disabled_optimizers: ONNX Runtime optimisers to leave off, in the place of the manifest's.
         speedup: Over the settings without it, and where that was measured.
         shapes: Texts and tokens, such as ``1x128``.
@@ -72,6 +74,7 @@ class Tuning:
     cores: int
     threads: int | None = None
     spinning: bool = True
+    attention: str | None = None
     disabled_optimizers: tuple[str, ...] = ()
     speedup: float = 1.0
     shapes: tuple[str, ...] = ()
@@ -297,6 +300,7 @@ def _read_tuning(row: Any) -> Tuning | None:
     _require(all(isinstance(text, str) for text in texts), "a name in tuning is no text")
     _require(type(tuning.cores) is int and type(tuning.spinning) is bool, "tuning has other types")
     _require(type(tuning.speedup) in (int, float), f"tuning has the speedup {tuning.speedup!r}")
+    _require(tuning.attention in (None, PLAIN_ATTENTION, MULTI_HEAD_ATTENTION), f"attention is {tuning.attention!r}")
     _require(tuning.threads is None or (type(tuning.threads) is int and tuning.threads > 0), "threads in tuning")
     return tuning
 

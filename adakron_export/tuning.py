@@ -8,7 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import Artifact, Tuning, open_artifact, replace_manifest
+from adakron_export.artifact import (
+    MULTI_HEAD_ATTENTION,
+    PLAIN_ATTENTION,
+    Artifact,
+    Tuning,
+    open_artifact,
+    replace_manifest,
+)
 from adakron_export.device import Device
 from adakron_export.errors import RunnerError
 from adakron_export.machine import describe_machine
@@ -63,12 +70,12 @@ def tune(
     artifact: str | Path, *, shapes: Sequence[tuple[int, int]] = SHAPES, budget_s: float = 60.0,
     progress: Progress = lambda _: None,
 ) -> TuneReport:  # fmt: skip
-    """Measure session settings one after the other, and write the best ones into the manifest.
+    """Measure session settings and forms of the graph one after the other, and write the best ones into the manifest.
 
-    Threads, optimisers and spinning are varied in turn; each is kept only if it is at least 2 % faster than the best
-    so far, with an interval that does not hold 1. At the end the winner is held against the settings of the export in
-    new processes, and only if it is faster there too is it written. On another machine the artifact runs as it was
-    exported.
+    Threads, the form of attention, optimisers and spinning are varied in turn; each is kept only if it is at least 2 %
+    faster than the best so far, with an interval that does not hold 1. At the end the winner is held against the
+    settings of the export in new processes, and only if it is faster there too is it written. On another machine the
+    artifact runs as it was exported.
 
     Args:
         artifact: The exported folder; all but the manifest stays as it is.
@@ -88,7 +95,7 @@ def tune(
         raise RunnerError("there is no shape to measure; pass --shapes, such as 1x128")
     exported = Tuning(str(machine["processor"]), int(machine["cores"] or 1),
                       disabled_optimizers=opened.manifest.disabled_optimizers)  # fmt: skip
-    steps = _steps(exported)
+    steps = _steps(exported, has_attention=_has_attention(opened))
     trial = _Trial(opened, fitting, budget_s / (len(steps) + 1) / len(fitting), progress)
     best, tried = exported, []
     for step in steps:
@@ -107,16 +114,27 @@ def tune(
     return TuneReport(opened.folder, tuning, tuple(tried), confirmed, machine)
 
 
-def _steps(exported: Tuning) -> list[dict[str, dict[str, Any]]]:
+def _has_attention(artifact: Artifact) -> bool:
+    """Whether the graph has attention that there are other forms of."""
+    import onnx_ir as ir
+
+    from adakron_export.graph.passes.attention_forms import attention_nodes
+
+    return bool(attention_nodes(ir.load(artifact.model)))
+
+
+def _steps(exported: Tuning, *, has_attention: bool) -> list[dict[str, dict[str, Any]]]:
     """What is changed in each step, by label."""
     powers = {2**power for power in range(exported.cores.bit_length())}
     threads = {f"threads {count}": {"threads": count} for count in sorted(powers | {exported.cores})
                if count <= exported.cores}  # fmt: skip
+    forms = {f"attention {form}": {"attention": form} for form in (PLAIN_ATTENTION, MULTI_HEAD_ATTENTION)}
     disabled = exported.disabled_optimizers
     other = tuple(name for name in disabled if name != _SKIP_LAYER_NORM)
     toggled = other if _SKIP_LAYER_NORM in disabled else (*disabled, _SKIP_LAYER_NORM)
     label = f"{_SKIP_LAYER_NORM} {'on' if _SKIP_LAYER_NORM in disabled else 'off'}"
-    return [threads, {label: {"disabled_optimizers": toggled}}, {"spinning off": {"spinning": False}}]
+    optional = [forms] if has_attention else []
+    return [threads, *optional, {label: {"disabled_optimizers": toggled}}, {"spinning off": {"spinning": False}}]
 
 
 def _is_better(speedup: Interval) -> bool:

@@ -21,8 +21,8 @@ from . import options
 def tune(artifact: str, *, as_json: bool, **settings: Any) -> None:
     """Find what makes ARTIFACT fastest on this CPU.
 
-    Threads, optimisers and spinning of ONNX Runtime are measured, and what is faster for certain is written into the
-    manifest, which `open_runner` and all commands heed on this machine.
+    Threads, forms of attention, optimisers and spinning of ONNX Runtime are measured, and what is faster for certain
+    is written into the manifest, which `open_runner` and all commands heed on this machine.
     """
     from adakron_export import tune as find
 

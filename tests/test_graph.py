@@ -19,6 +19,7 @@ from adakron_export.errors import ExportError
 from adakron_export.graph import kron_op
 from adakron_export.graph.capture import capture, kron_nodes
 from adakron_export.graph.emulation import emulate
+from adakron_export.graph.passes.attention_forms import AttentionFormPass
 from adakron_export.graph.sample import sample_batch
 from adakron_export.graph.targets import TARGETS, lower, target_named
 from adakron_export.onnx_file import write_model
@@ -224,6 +225,21 @@ def test_attention_is_one_operator_per_layer_and_the_outputs_stay(model_type, tm
     assert after["Expand"] - before["Expand"] == ("attention_mask" in batch)  # once for all layers
     assert all(node.metadata_props[MODULE_KEY] for node in lowered.graph if node.op_type == "Attention")
     assert difference(eager, session_of(lowered, tmp_path), batch) < 1e-5
+
+
+@pytest.mark.parametrize(("form", "added"), [("plain", "Softmax"), ("MultiHeadAttention", "MultiHeadAttention")])
+@pytest.mark.parametrize("model_type", ["bert", "vit"])
+def test_other_forms_of_attention_have_the_same_outputs(model_type, form, added, tmp_path):
+    eager, folded = folded_model(model_type)
+    batch = sample_batch(folded.model.config, folded.task, folded.signature)
+    if "attention_mask" in batch:
+        batch["attention_mask"][0, batch["attention_mask"].shape[1] // 2 :] = 0
+    lowered = lower(captured(folded, 23), TARGETS["ort-cpu"])
+    AttentionFormPass(form)(lowered)
+    assert (operators(lowered)["Attention"], operators(lowered)[added]) == (0, 2)
+    write_model(lowered, tmp_path)
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    assert difference(eager, session, batch) < 1e-5
 
 
 @pytest.mark.parametrize("model_type", ["deberta-v2", "modernbert", "mpnet", "gpt2"])

@@ -3,11 +3,12 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from adakron_export import open_runner, tune, tuning
+from adakron_export import export_onnx, open_runner, tune, tuning
 from adakron_export.artifact import Tuning, open_artifact, replace_manifest
 from adakron_export.errors import ArtifactError, RunnerError
 from adakron_export.input_space import exported_space
@@ -15,6 +16,7 @@ from adakron_export.machine import describe_machine
 from adakron_export.validation.batches import batch_of
 from adakron_export.validation.latency import Interval, overall_speedup
 
+DEMO = Path(__file__).parents[1] / "models/demo"
 MACHINE = describe_machine(device="cpu", threads=None)
 FASTER, SAME, SLOWER = Interval(1.2, 1.1, 1.3), Interval(1.05, 0.98, 1.1), Interval(0.8, 0.7, 0.9)
 
@@ -23,6 +25,15 @@ FASTER, SAME, SLOWER = Interval(1.2, 1.1, 1.3), Interval(1.05, 0.98, 1.1), Inter
 def artifact(demo_artifact, tmp_path):
     shutil.copytree(demo_artifact, tmp_path / "artifact")
     return tmp_path / "artifact"
+
+
+@pytest.fixture(params=["one file", "two files"])
+def cpu_artifact(request, tmp_path, monkeypatch):
+    """For ONNX Runtime on CPUs, with its weights in the graph's file or beside it."""
+    if request.param == "two files":
+        monkeypatch.setattr("adakron_export.onnx_file.EXTERNAL_DATA_FROM_BYTES", 1000)
+    assert export_onnx(DEMO, tmp_path / "cpu", target="ort-cpu", validate=False).written
+    return tmp_path / "cpu"
 
 
 @pytest.fixture
@@ -48,6 +59,14 @@ def test_only_what_is_faster_for_certain_is_taken_and_each_step_goes_on_from_the
     found = open_artifact(artifact).manifest.tuning
     assert (found.threads, found.spinning, found.disabled_optimizers, found.speedup) == (1, False, (), 1.2)
     assert found.shapes == ("1x16", "1x64", "8x64")  # the model ends at 64 tokens
+
+
+def test_forms_of_attention_are_tried_where_there_is_attention(artifact, cpu_artifact, measured):
+    assert not any(row.label.startswith("attention") for row in tune(artifact, budget_s=1).tried)
+    measured[0].update({"attention plain": FASTER, "winner": FASTER})
+    report = tune(cpu_artifact, budget_s=1)
+    assert [row.label for row in report.tried][-4:-2] == ["attention plain", "attention MultiHeadAttention"]
+    assert open_artifact(cpu_artifact).manifest.tuning.attention == "plain"
 
 
 def test_a_winner_that_does_not_win_again_is_not_written(artifact, measured):
@@ -87,7 +106,21 @@ def test_the_runner_heeds_it_on_this_machine_only(artifact):
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("threads", 0), ("threads", "2"), ("spinning", 1), ("shapes", [1]), ("cores", None)]
+    ("form", "kernel"), [(None, "Attention"), ("plain", "Softmax"), ("MultiHeadAttention", "MultiHeadAttention")]
+)
+def test_attention_is_computed_in_the_form_that_was_found(cpu_artifact, form, kernel):
+    batch = batch_of(exported_space(open_artifact(cpu_artifact)), 2, 8).inputs
+    expected = open_runner(cpu_artifact).run(batch)["logits"]
+    runner = open_runner(tuned(cpu_artifact, attention=form))
+    parts = runner.session.get_provider_graph_assignment_info()
+    operators = {node.op_type for part in parts for node in part.get_nodes()}
+    assert operators & {"Attention", "Softmax", "MultiHeadAttention"} == {kernel}
+    np.testing.assert_allclose(runner.run(batch)["logits"], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("attention", "fast"), ("threads", 0), ("threads", "2"), ("spinning", 1), ("shapes", [1]), ("cores", None)],
 )
 def test_a_tuning_that_makes_no_sense_is_refused(artifact, name, value):
     tuned(artifact)

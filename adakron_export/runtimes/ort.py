@@ -58,7 +58,8 @@ class OrtRunner:
         options = _session_options(threads, tuning, optimize=optimize)
         settings, provider = _settings(device, cuda_graphs=cuda_graphs), _PROVIDERS[device]
         disabled = tuning.disabled_optimizers if tuning else self.manifest.disabled_optimizers
-        self.session = _open_session(artifact, device, settings, options, disabled)
+        model = _with_attention(artifact, tuning.attention, options) if tuning and tuning.attention else artifact.model
+        self.session = _open_session(artifact, model, device, settings, options, disabled)
         _check_placement(self.session, provider)
         self.name = f"onnxruntime {provider}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)
@@ -147,10 +148,22 @@ def _session_options(threads: int | None, tuning: Tuning | None, *, optimize: bo
     return options
 
 
+def _with_attention(artifact: Artifact, form: str, options: Any) -> bytes:
+    """The graph with its attention in another form; weights of a file of their own stay there."""
+    import onnx_ir as ir
+
+    from adakron_export.graph.passes.attention_forms import AttentionFormPass
+
+    model = AttentionFormPass(form)(ir.load(artifact.model)).model
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(artifact.folder))
+    return bytes(ir.serde.serialize_model(model).SerializeToString())
+
+
 def _open_session(
-    artifact: Artifact, device: Device, settings: dict[str, str], options: Any, disabled: Sequence[str]
-) -> Any:
-    model, manifest, name = artifact.model, artifact.manifest, _PROVIDERS[device]
+    artifact: Artifact, model: Path | bytes, device: Device, settings: dict[str, str], options: Any,
+    disabled: Sequence[str],
+) -> Any:  # fmt: skip
+    file, manifest, name = artifact.model, artifact.manifest, _PROVIDERS[device]
     if manifest.dtype == "bf16" and device is Device.CPU:
         raise RunnerError("ONNX Runtime has no bf16 on the CPU; open it with device cuda, or export fp32 for the CPU")
     import onnxruntime as ort  # noqa: TID253, RUF100
@@ -176,10 +189,10 @@ def _open_session(
             enable_fallback=0,  # to another provider, with lines on stdout
         )
     except Exception as error:  # its exceptions share no base class
-        raise RunnerError(f"ONNX Runtime {ort.__version__} refuses {model}: {_first_line(error)}") from error
+        raise RunnerError(f"ONNX Runtime {ort.__version__} refuses {file}: {_first_line(error)}") from error
     if session.get_providers()[0] != name:
         raise RunnerError(f"ONNX Runtime fell back from {name} to {session.get_providers()[0]}")
-    _check_signature(session, manifest, model)
+    _check_signature(session, manifest, file)
     return session
 
 
