@@ -1,8 +1,9 @@
 """Latency of a BERT-base-sized model with adapters beside its peers, and the targets that it must reach.
 
-Run as `python benchmarks/latency.py -o benchmarks/results/latency.json`, in an environment that also has
+Run as `python benchmarks/latency.py -o benchmarks/results/latency-1.json`, in an environment that also has
 `benchmarks/requirements.txt`; a peer that is not installed is not measured. Weights are random, adapters r=48 k=4.
 Every runtime has a process of its own, and all take turns; a ratio is the median of the rounds' ratios.
+`benchmarks/latency_table.py` sets several runs side by side.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import graphs
+from latency_table import print_tables
 from machine import describe
-from picture import draw_bars
 
 from adakron_export.quantities import parse_seconds, parse_shape
 from adakron_export.validation.latency import Latency, measure, speedup
 from adakron_export.worker import RunnerProcess, RunnerSettings
 
 SHAPES = ("1x16", "1x128", "1x384", "1x512", "8x128")
-PICTURED = ("1x16", "1x128", "8x128")
 PEERS = str(Path(__file__).with_name("peers.py"))
 
 
@@ -78,23 +78,16 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         latencies, sizes = measured(options, Path(folder))
-    verdicts = [row for shape in latencies for row in judged(shape, latencies[shape])]
     found = {
         **describe(),
         "threads": options.threads,
-        "targets": verdicts,
+        "targets": [row for shape in latencies for row in judged(shape, latencies[shape])],
         "floors": [row for shape in latencies for row in floors(shape, latencies[shape])],
         "size_int8_to_fp32": sizes,
         "latencies": [row.to_json() for rows in latencies.values() for row in rows],
     }
     options.output.write_text(json.dumps(found, indent=2) + "\n")
-    shown = {shape: {row.side: row.p50_ms for row in rows if not row.side.startswith(("bare", "products"))}
-             for shape, rows in latencies.items() if shape in PICTURED}  # fmt: skip
-    title = f"BERT-base-sized with adapters, {found['processor']}, {options.threads} threads: milliseconds (median)"
-    draw_bars(options.output.with_suffix(".svg"), title, shown)
-    show(latencies, verdicts)
-    for row in found["floors"]:
-        print(f"{row['ratio']}, {row['shape']}: {row['estimate']:.2f}")
+    print_tables([found])
 
 
 def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[Latency]], float]:
@@ -155,19 +148,6 @@ def fastest(by_side: Mapping[str, Latency], labels: Any) -> str:
     """Of these sides."""
     there = [label for label in labels if label in by_side]
     return min(there, key=lambda label: by_side[label].p50_ms, default="")
-
-
-def show(latencies: Mapping[str, list[Latency]], rows: list[dict[str, Any]]) -> None:
-    """Print two tables."""
-    sides = [row.side for row in next(iter(latencies.values()))]
-    print("| ms | " + " | ".join(latencies) + " |\n|---|" + "---|" * len(latencies))
-    for index, side in enumerate(sides):
-        print(f"| {side} | " + " | ".join(f"{found[index].p50_ms:.1f}" for found in latencies.values()) + " |")
-    print("\n| measure | shape | ratio | 95 % | target | |\n|---|---|---|---|---|---|")
-    for row in rows:
-        ratio, verdict = row["ratio"], "reached" if row["reached"] else "missed"
-        print(f"| {row['measure']} | {row['shape']} | {ratio['estimate']:.3f} | "
-              f"{ratio['low']:.3f} to {ratio['high']:.3f} | {row['limit']} | {verdict} |")  # fmt: skip
 
 
 def progress(stage: str) -> None:

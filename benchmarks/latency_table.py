@@ -1,0 +1,72 @@
+"""Tables and a picture of one or more runs of benchmarks/latency.py.
+
+Run as `python benchmarks/latency_table.py benchmarks/results/latency-?.json --picture benchmarks/results/latency.svg`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+from picture import draw_bars
+
+PICTURED = ("1x16", "1x128", "8x128")
+NOT_PICTURED = ("bare", "products")
+
+Run = dict[str, Any]  # what benchmarks/latency.py writes
+
+
+def main() -> None:
+    """Read and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("runs", nargs="+", type=Path)
+    parser.add_argument("--picture", type=Path, help="of the medians")
+    options = parser.parse_args()
+    runs = [json.loads(file.read_text(encoding="utf-8")) for file in options.runs]
+    print_tables(runs)
+    if options.picture:
+        draw(runs, options.picture)
+
+
+def print_tables(runs: Sequence[Run]) -> None:
+    """Medians over the runs of every side, and every ratio of each run beside its target."""
+    found = medians(runs)
+    shapes = list(dict.fromkeys(shape for by_shape in found.values() for shape in by_shape))
+    print("| ms | " + " | ".join(shapes) + " |\n|---|" + "---|" * len(shapes))
+    for side, by_shape in found.items():
+        print(f"| {side} | " + " | ".join(f"{by_shape[shape]:.1f}" for shape in shapes) + " |")
+    ratio, line = "ratio | " * len(runs), "---|" * len(runs)
+    print(f"\n| measure | shape | {ratio}target | reached |\n|---|---|{line}---|---|")
+    for rows in zip(*(run["targets"] for run in runs), strict=True):
+        ratios = " | ".join(f"{row['ratio']['estimate']:.3f}" for row in rows)
+        reached = f"{sum(row['reached'] for row in rows)} of {len(rows)}"
+        print(f"| {rows[0]['measure']} | {rows[0]['shape']} | {ratios} | {rows[0]['limit']} | {reached} |")
+    print(f"\n| floor | shape | {ratio}\n|---|---|{line}")
+    for rows in zip(*(run["floors"] for run in runs), strict=True):
+        ratios = " | ".join(f"{row['estimate']:.2f}" for row in rows)
+        print(f"| {rows[0]['ratio']} | {rows[0]['shape']} | {ratios} |")
+
+
+def draw(runs: Sequence[Run], file: Path) -> None:
+    """A picture of the medians over the runs."""
+    shown = {shape: {side: by_shape[shape] for side, by_shape in medians(runs).items()
+                     if not side.startswith(NOT_PICTURED)} for shape in PICTURED}  # fmt: skip
+    where = f"{runs[0]['processor']}, {runs[0]['threads']} threads"
+    draw_bars(file, f"BERT-base-sized with adapters, {where}: milliseconds (median)", shown)
+
+
+def medians(runs: Sequence[Run]) -> dict[str, dict[str, float]]:
+    """Milliseconds by side, by shape."""
+    found: dict[str, dict[str, list[float]]] = {}
+    for run in runs:
+        for row in run["latencies"]:
+            found.setdefault(row["side"], {}).setdefault(row["shape"], []).append(row["p50_ms"])
+    return {side: {shape: median(times) for shape, times in by_shape.items()} for side, by_shape in found.items()}
+
+
+if __name__ == "__main__":
+    main()
