@@ -33,7 +33,7 @@ class FuseAttentionPass(ir.passes.InPlacePass):
         """Rewrite the main graph."""
         if model.opset_imports[""] < ATTENTION_OPSET:
             return ir.passes.PassResult(model, modified=False)
-        found = [match for node in model.graph if node.op_type == "Softmax" and (match := _match(node)) is not None]
+        found = [match for node in model.graph if _is_over_keys(node) and (match := _match(node)) is not None]
         masks: dict[tuple[str, str], ir.Value] = {}
         for match in found:
             _fuse(model.graph, match, masks)
@@ -59,6 +59,10 @@ class _Match:
     mask: ir.Value | None
     scale: float
     result: ir.Node
+
+
+def _is_over_keys(node: ir.Node) -> bool:
+    return node.op_type == "Softmax" and ("axis" not in node.attributes or node.attributes["axis"].as_int() in (-1, 3))
 
 
 def _match(softmax: ir.Node) -> _Match | None:
