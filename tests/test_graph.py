@@ -212,28 +212,42 @@ def operators(model):
     return Counter(node.op_type for node in model.graph)
 
 
-@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra", "albert", "vit"])
-def test_attention_is_one_operator_per_layer_and_the_outputs_stay(model_type, tmp_path):
-    eager, folded = folded_model(model_type)
+def padded_batch(folded):
     batch = sample_batch(folded.model.config, folded.task, folded.signature)
     if "attention_mask" in batch:
         batch["attention_mask"][0, batch["attention_mask"].shape[1] // 2 :] = 0
+    return batch
+
+
+@pytest.mark.parametrize("model_type", ["bert", "roberta", "distilbert", "electra", "albert", "vit", "mpnet"])
+def test_attention_is_one_operator_per_layer_and_the_outputs_stay(model_type, tmp_path):
+    eager, folded = folded_model(model_type)
+    batch = padded_batch(folded)
     graph = captured(folded, 23)
     lowered = lower(graph, TARGETS["ort-cpu"])
     before, after = operators(graph), operators(lowered)
     assert (before["Softmax"], after["Attention"], after["Softmax"]) == (2, 2, 0)
-    assert after["Expand"] - before["Expand"] == ("attention_mask" in batch)  # once for all layers
-    assert all(node.metadata_props[MODULE_KEY] for node in lowered.graph if node.op_type == "Attention")
+    attention = [node for node in lowered.graph if node.op_type == "Attention"]
+    assert all(node.attributes["q_num_heads"].as_int() == 4 for node in attention)
+    assert len({node.inputs[3] for node in attention if len(node.inputs) > 3}) == ("attention_mask" in batch)
+    assert all(node.metadata_props[MODULE_KEY] for node in attention)
     assert difference(eager, session_of(lowered, tmp_path), batch) < 1e-5
+
+
+@pytest.mark.parametrize("model_type", ["modernbert", "llama", "mistral", "qwen2", "qwen3"])
+def test_attention_over_heads_that_stay_split(model_type, tmp_path):
+    eager, folded = folded_model(model_type)
+    lowered = lower(captured(folded, 23), TARGETS["ort-cpu"])
+    assert (operators(lowered)["Attention"], operators(lowered)["Softmax"]) == (2, 0)
+    assert not any("q_num_heads" in node.attributes for node in lowered.graph)
+    assert difference(eager, session_of(lowered, tmp_path), padded_batch(folded)) < 1e-5
 
 
 @pytest.mark.parametrize(("form", "added"), [("plain", "Softmax"), ("MultiHeadAttention", "MultiHeadAttention")])
 @pytest.mark.parametrize("model_type", ["bert", "vit"])
 def test_other_forms_of_attention_have_the_same_outputs(model_type, form, added, tmp_path):
     eager, folded = folded_model(model_type)
-    batch = sample_batch(folded.model.config, folded.task, folded.signature)
-    if "attention_mask" in batch:
-        batch["attention_mask"][0, batch["attention_mask"].shape[1] // 2 :] = 0
+    batch = padded_batch(folded)
     lowered = lower(captured(folded, 23), TARGETS["ort-cpu"])
     AttentionFormPass(form)(lowered)
     assert (operators(lowered)["Attention"], operators(lowered)[added]) == (0, 2)
@@ -242,7 +256,7 @@ def test_other_forms_of_attention_have_the_same_outputs(model_type, form, added,
     assert difference(eager, session, batch) < 1e-5
 
 
-@pytest.mark.parametrize("model_type", ["deberta-v2", "modernbert", "mpnet", "gpt2"])
+@pytest.mark.parametrize("model_type", ["deberta", "deberta-v2", "gpt2"])
 def test_attention_of_another_form_stays_as_it_is(model_type):
     folded = folded_model(model_type)[1]
     graph = captured(folded, 23)
