@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
     Opener = Callable[["RunnerSettings"], tuple[Runner, InputSpace]]
 
+_REST_S = 0.05  # ONNX Runtime's idle threads spin for some 35 ms after a run (1.32) and take a core from the next side
 _STEADY, _STEADY_RUNS = 0.03, 5  # two groups of so many runs have medians that are so near
 _LONGEST_WARM_UP_S, _LONGEST_WARM_UP_RUNS = 3.0, 500
 
@@ -105,14 +106,16 @@ class RunnerProcess:
         return answer["first_s"], answer["steady_s"]
 
     def time(self, runs: int) -> list[float]:
-        """The seconds of so many runs of the batch that was prepared."""
+        """The seconds of so many runs of the batch that was prepared, once the threads of other processes sleep."""
+        time.sleep(_REST_S)
         seconds: list[float] = self.ask("time", runs=runs)["seconds"]
         return seconds
 
     def load(self, scenario: Scenario, seconds: float, *, seed: int) -> Observed:
-        """Put the batch that was prepared under load; see `measure_load`."""
+        """Put the batch under load, once the threads of other processes sleep; see `measure_load`."""
         from adakron_export.validation.load import Observed
 
+        time.sleep(_REST_S)
         return Observed(**self.ask("load", **asdict(scenario), seconds=seconds, seed=seed))
 
     def peak_mb(self) -> float | None:

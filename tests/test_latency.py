@@ -2,6 +2,7 @@
 
 import json
 from itertools import count
+from time import perf_counter
 
 import numpy as np
 import pytest
@@ -180,6 +181,14 @@ def test_a_process_that_dies_says_so(demo_artifact):
         process._process.kill()
         with pytest.raises(RunnerError, match="killed, perhaps for want of memory"):
             process.prepare((1, 4))
+
+
+def test_a_side_is_timed_once_the_threads_of_the_one_before_sleep(demo_artifact):
+    with RunnerProcess(RunnerSettings(str(demo_artifact))) as process:
+        process.prepare((1, 4))
+        start = perf_counter()
+        seconds = process.time(1)
+        assert perf_counter() - start - sum(seconds) >= 0.05
 
 
 def test_parse_shapes():
