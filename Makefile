@@ -27,10 +27,10 @@ demo: venv ## Export, validate and run the embedded demo model
 	$(BIN)/adakron-export predict $(DEMO) --text "The printer stopped working after the update" --text "How do I share the calendar?"
 
 test: venv ## Run the tests
-	$(BIN)/python -m pytest -m "not slow and not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"
 
 slow: venv ## Run the slow tests too
-	$(BIN)/python -m pytest -m "not gpu"
+	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
 
 gpu: ## Test and measure on an NVIDIA GPU, in .venv-gpu (without TensorRT: GPU_RUNTIME=gpu)
 	$(MAKE) --no-print-directory VENV=.venv-gpu RUNTIME=$(GPU_RUNTIME) gpu-all
