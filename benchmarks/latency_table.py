@@ -1,6 +1,7 @@
 """Tables and a picture of one or more runs of benchmarks/latency.py.
 
-Run as `python benchmarks/latency_table.py benchmarks/results/latency-?.json --picture benchmarks/results/latency.svg`.
+Run as `python benchmarks/latency_table.py benchmarks/results/latency-rested-?.json --picture FILE`;
+the runs may be of different sides.
 """
 
 from __future__ import annotations
@@ -41,14 +42,21 @@ def print_tables(runs: Sequence[Run]) -> None:
         print(f"| {side} | " + " | ".join(f"{by_shape[shape]:.1f}" for shape in shapes) + " |")
     ratio, line = "ratio | " * len(runs), "---|" * len(runs)
     print(f"\n| measure | shape | {ratio}target | reached |\n|---|---|{line}---|---|")
-    for rows in zip(*(run["targets"] for run in runs), strict=True):
-        ratios = " | ".join(f"{row['ratio']['estimate']:.3f}" for row in rows)
-        reached = f"{sum(row['reached'] for row in rows)} of {len(rows)}"
-        print(f"| {rows[0]['measure']} | {rows[0]['shape']} | {ratios} | {rows[0]['limit']} | {reached} |")
+    for (measure, shape), rows in by_name(runs, "targets", "measure").items():
+        ratios = " | ".join(f"{row['ratio']['estimate']:.3f}" if row else "" for row in rows)
+        there = [row for row in rows if row]
+        reached = f"{sum(row['reached'] for row in there)} of {len(there)}"
+        print(f"| {measure} | {shape} | {ratios} | {there[0]['limit']} | {reached} |")
     print(f"\n| floor | shape | {ratio}\n|---|---|{line}")
-    for rows in zip(*(run["floors"] for run in runs), strict=True):
-        ratios = " | ".join(f"{row['estimate']:.2f}" for row in rows)
-        print(f"| {rows[0]['ratio']} | {rows[0]['shape']} | {ratios} |")
+    for (name, shape), rows in by_name(runs, "floors", "ratio").items():
+        ratios = " | ".join(f"{row['estimate']:.2f}" if row else "" for row in rows)
+        print(f"| {name} | {shape} | {ratios} |")
+
+
+def by_name(runs: Sequence[Run], kind: str, name: str) -> dict[tuple[str, str], list[Run | None]]:
+    """The rows of each name and shape, one of each run; ``None`` where a run has none."""
+    found = [{(row[name], row["shape"]): row for row in run[kind]} for run in runs]
+    return {key: [rows.get(key) for rows in found] for key in dict.fromkeys(key for rows in found for key in rows)}
 
 
 def draw(runs: Sequence[Run], file: Path) -> None:
