@@ -35,6 +35,7 @@ DTYPES = ("fp32", *HALF_DTYPES, *QUANTISED_DTYPES, INT4)
 PLAIN_ATTENTION, MULTI_HEAD_ATTENTION = "plain", "MultiHeadAttention"  # forms that `tune` tries
 REWRITES_KEY = "adakron_export.rewrites"  # metadata of a model: our passes that it went through
 MODULE_KEY = "adakron_export.module"  # metadata of a node: the module of the model that it comes from
+SHIFTED_KEY = "adakron_export.shifted"  # the same: what it puts out is off by a bias that is added later, or never
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
 
 

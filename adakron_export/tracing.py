@@ -12,7 +12,7 @@ from typing import Any
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from adakron_export.artifact import MODULE_KEY, Artifact, Manifest, TensorInfo
+from adakron_export.artifact import MODULE_KEY, SHIFTED_KEY, Artifact, Manifest, TensorInfo
 from adakron_export.device import Device
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.base import Array, Batch
@@ -34,6 +34,7 @@ class TracedNode:
         value: Its first output.
         settings: Attributes, and constant inputs, by name.
         readers: The modules of the nodes that read it.
+        shifted: Whether a rewrite left out a bias that the module adds.
     """
 
     key: tuple[str, str, int]
@@ -43,6 +44,7 @@ class TracedNode:
     value: Array
     settings: Mapping[str, Any]
     readers: tuple[str, ...]
+    shifted: bool
 
 
 def trace_graph(model: ir.Model, manifest: Manifest, batch: Batch, *, device: Device) -> list[TracedNode]:
@@ -76,6 +78,7 @@ def trace_graph(model: ir.Model, manifest: Manifest, batch: Batch, *, device: De
         TracedNode(
             keys[name], str(node.name), keys[name][0], node.op_type, values[rounded.get(name, name)], _settings(node),
             tuple(keys[str(use.node.outputs[0].name)][0] for use in node.outputs[0].uses()),
+            SHIFTED_KEY in node.metadata_props,
         )
         for name, node in nodes.items()
         if rounded.get(name, name) in values
@@ -83,15 +86,21 @@ def trace_graph(model: ir.Model, manifest: Manifest, batch: Batch, *, device: De
 
 
 def module_values(nodes: list[TracedNode]) -> dict[str, list[Array]]:
-    """What each module hands on, in the order in which they begin: the values that nodes outside of it read."""
+    """What each module hands on, in the order in which they begin: the values that nodes outside of it read.
+
+    A module that hands on a value that is shifted is left out.
+    """
     found: dict[str, list[Array]] = {}
+    shifted = set()
     for node in nodes:
         for module in _with_parents(node.module):
             found.setdefault(module, [])
             inside = [reader == module or reader.startswith(module + ".") for reader in node.readers]
             if not all(inside) or not inside:
                 found[module].append(node.value)
-    return found
+                if node.shifted:
+                    shifted.add(module)
+    return {module: values for module, values in found.items() if module not in shifted}
 
 
 def _with_parents(module: str) -> Iterator[str]:

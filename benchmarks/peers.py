@@ -17,6 +17,7 @@ from adakron_export import open_runner
 from adakron_export.artifact import open_artifact
 from adakron_export.input_space import exported_space
 from adakron_export.runtimes.base import Array, Batch, Runner
+from adakron_export.runtimes.huge_pages import huge_pages
 from adakron_export.validation.batches import InputSpace
 from adakron_export.worker import RunnerSettings, serve
 
@@ -87,6 +88,12 @@ def onnxruntime(names: tuple[str, ...], path: Path, settings: RunnerSettings, *d
     return PlainRunner("onnxruntime", names, compute)
 
 
+def hand_built(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
+    """A file in ONNX Runtime set up as our own are: what is compared is the graph."""
+    with huge_pages():
+        return onnxruntime(names, path, settings, "SkipLayerNormFusion")
+
+
 def openvino(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
     """A file in OpenVINO, its own or ONNX, in fp32 as far as the file is."""
     import openvino as ov
@@ -128,8 +135,7 @@ OPENERS: dict[str, Callable[..., Runner]] = {
     "artifact-openvino": artifact_in_openvino,
     "launched": launched,
     "onnxruntime": onnxruntime,
-    # Without the fused kernel that is slower than its parts.
-    "onnxruntime-without-skip": lambda *where: onnxruntime(*where, "SkipLayerNormFusion"),
+    "onnxruntime-as-ours": hand_built,
     "openvino": openvino,
     "torch fp16": partial(torch_model, dtype="float16"),
     "torch.compile fp32": partial(torch_model, compiled=True),

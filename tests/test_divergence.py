@@ -97,6 +97,9 @@ def test_wrong_graphs_are_caught_and_the_place_is_named(
     report = validate(wrong, against=checkpoint)
     assert not report.passed
     found = report.divergence
+    if "FoldBiases" in ir.load(exported / "model.onnx").metadata_props["adakron_export.rewrites"]:
+        # What attention hands on lacks a bias there, and is not compared: the next module shows it.
+        layer = layer.replace("attention.self", "attention.output.dense")
     assert (found.layer, found.part) == (layer, part), found.describe()
     assert node in found.node
     assert cause in (found.cause or "")

@@ -20,6 +20,8 @@ from adakron_export.graph import kron_op
 from adakron_export.graph.capture import capture, kron_nodes
 from adakron_export.graph.emulation import emulate
 from adakron_export.graph.passes.attention_forms import AttentionFormPass
+from adakron_export.graph.passes.fold_biases import FoldBiasesPass
+from adakron_export.graph.passes.fuse_attention import FuseAttentionPass
 from adakron_export.graph.sample import sample_batch
 from adakron_export.graph.targets import TARGETS, lower, target_named
 from adakron_export.onnx_file import write_model
@@ -234,6 +236,31 @@ def test_attention_is_one_operator_per_layer_and_the_outputs_stay(model_type, tm
     assert difference(eager, session_of(lowered, tmp_path), batch) < 1e-5
 
 
+def test_biases_of_keys_and_values_are_folded(tmp_path):
+    eager, folded = folded_model()
+    graph = captured(folded, 23)
+    attention = [node for node in lower(graph, TARGETS["ort-cpu"]).graph if node.op_type == "Attention"]
+    made_by = [[value.producer().op_type for value in node.inputs[:3]] for node in attention]
+    assert made_by == [["Add", "MatMul", "MatMul"]] * 2
+    session = session_of(lower(graph, TARGETS["ort-cpu"]), tmp_path)
+    assert difference(eager, session, padded_batch(folded)) < 1e-5
+
+
+@pytest.mark.parametrize("attribute", [ir.AttrFloat32("softcap", 30.0), None])
+def test_biases_that_are_seen_stay(attribute):
+    """Scores that are capped see the bias of keys, and another reader of the results that of values."""
+    graph = FuseAttentionPass()(captured(folded_model()[1], 23).clone()).model
+    layers = [node for node in graph.graph if node.op_type == "Attention"]
+    for node in layers:
+        if attribute is None:
+            graph.graph.outputs.append(node.outputs[0])
+        else:
+            node.attributes.add(attribute)
+    FoldBiasesPass()(graph)
+    made_by = [[value.producer().op_type for value in node.inputs[1:3]] for node in layers]
+    assert made_by == [["MatMul" if attribute is None else "Add", "Add"]] * 2
+
+
 @pytest.mark.parametrize("model_type", ["modernbert", "llama", "mistral", "qwen2", "qwen3"])
 def test_attention_over_heads_that_stay_split(model_type, tmp_path):
     eager, folded = folded_model(model_type)
@@ -262,7 +289,9 @@ def test_attention_of_another_form_stays_as_it_is(model_type):
     graph = captured(folded, 23)
     lowered = lower(graph, TARGETS["ort-cpu"])
     assert operators(lowered)["Softmax"] == operators(graph)["Softmax"] == 2
-    assert lowered.metadata_props[REWRITES_KEY] == "MergeDownProjections, FuseAttention (no match)"
+    assert lowered.metadata_props[REWRITES_KEY] == (
+        "MergeDownProjections, FuseAttention (no match), FoldBiases (no match)"
+    )
 
 
 def test_attention_stays_in_plain_operators_before_opset_23(bert):

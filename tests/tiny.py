@@ -79,8 +79,13 @@ def config_of(model_type: str, **changes: Any) -> PretrainedConfig:
 
 
 def backbone_of(model_type: str, task: Task | None = None, **changes: Any) -> Any:
+    """Random, its biases too, which would be zero: a bias that goes astray must show."""
     torch.manual_seed(0)
-    return auto_class(task or NATURAL_TASK[model_type]).from_config(config_of(model_type, **changes)).eval()
+    model = auto_class(task or NATURAL_TASK[model_type]).from_config(config_of(model_type, **changes)).eval()
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            torch.nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 def inputs_of(model: Any, *, batch: int = 2, tokens: int = 7) -> dict[str, torch.Tensor]:

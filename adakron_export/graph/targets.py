@@ -11,6 +11,7 @@ from onnx_ir.passes import common
 from adakron_export.artifact import INT4, QUANTISED_DTYPES, REWRITES_KEY
 from adakron_export.device import Device
 from adakron_export.errors import ExportError
+from adakron_export.graph.passes.fold_biases import FoldBiasesPass
 from adakron_export.graph.passes.fuse_attention import ATTENTION_OPSET, FuseAttentionPass
 from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
 
@@ -65,7 +66,7 @@ TARGETS = {
         Target(
             "ort-cpu",
             False,
-            (MergeDownProjectionsPass, FuseAttentionPass),
+            (MergeDownProjectionsPass, FuseAttentionPass, FoldBiasesPass),
             disabled_optimizers=("SkipLayerNormFusion",),
             dynamic_int8=True,
             int4=True,

@@ -16,6 +16,7 @@ from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
 from adakron_export.machine import describe_machine
 from adakron_export.runtimes.base import Array, Batch, feed_of
+from adakron_export.runtimes.huge_pages import huge_pages
 
 # What a model spends its time on; ONNX Runtime may well compute shapes on the CPU while these run on a GPU.
 _HEAVY = {
@@ -59,7 +60,8 @@ class OrtRunner:
         settings, provider = _settings(device, cuda_graphs=cuda_graphs), _PROVIDERS[device]
         disabled = tuning.disabled_optimizers if tuning else self.manifest.disabled_optimizers
         model = _with_attention(artifact, tuning.attention, options) if tuning and tuning.attention else artifact.model
-        self.session = _open_session(artifact, model, device, settings, options, disabled)
+        with huge_pages() if device is Device.CPU else contextlib.nullcontext():
+            self.session = _open_session(artifact, model, device, settings, options, disabled)
         _check_placement(self.session, provider)
         self.name = f"onnxruntime {provider}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)

@@ -33,6 +33,8 @@ class Node(Protocol):
     def value(self) -> Array: ...  # noqa: D102
     @property
     def settings(self) -> Mapping[str, Any]: ...  # noqa: D102
+    @property
+    def shifted(self) -> bool: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +215,8 @@ def _judge(node: Node, other: Node | None, *, is_new: bool) -> _Verdict | None:
         return _named(node), "its result is not finite: a value is too large for the dtype"
     if other is None:
         return (_named(node), "the reference has no such node") if is_new else None
+    if other.shifted != node.shifted:
+        return None
     if other.value.shape != node.value.shape:
         return _named(node), _cause(node, other) or f"its shape is {node.value.shape}, not {other.value.shape}"
     if _distance(other.value, node.value) > _ROUNDING * float(np.abs(other.value).max(initial=0.0)) + 1e-7:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
 from adakron_export.graph.passes.rewriting import initializer
 
@@ -40,6 +41,7 @@ class FuseAttentionPass(ir.passes.InPlacePass):
         shared: _Shared = {}
         for match in found:
             _fuse(model.graph, match, shared)
+        common.RemoveUnusedNodesPass()(model)  # what it replaced still reads the projections
         return ir.passes.PassResult(model, modified=bool(found))
 
 
