@@ -140,26 +140,20 @@ def bare_model(folder: Path, attention: str = "sdpa") -> Any:
 def bare_fused_qkv(folder: Path, place: Path) -> None:
     """The same with one product for queries, keys and values."""
     model = ir.load(bare(folder) / "model.onnx")
-    for add in list(model.graph):
-        name = str(add.outputs[0].name)
-        source = add.inputs[0].producer() if add.op_type == "Add" and add.inputs[0] is not None else None
-        if source is None or source.op_type != "MatMul" or source.inputs[0] is None:
+    for first in list(model.graph):
+        source = first.inputs[0] if first.op_type == "MatMul" else None
+        products = [use.node for use in source.uses() if use.node.op_type == "MatMul"] if source is not None else []
+        if len(products) != 3 or first is not products[0]:
             continue
-        products = [use.node for use in source.inputs[0].uses() if use.node.op_type == "MatMul"]
-        if len(products) != 3 or source is not products[0]:
-            continue
-        adds = [product.outputs[0].uses()[0].node for product in products]
-        weights, biases = ([node.inputs[1].const_value.numpy() for node in nodes] for nodes in (products, adds))  # type: ignore[union-attr]
+        weights = [product.inputs[1].const_value.numpy() for product in products]  # type: ignore[union-attr]
         parts = initializer(model.graph, "three_parts", np.array([weight.shape[1] for weight in weights]))
-        fused = ir.node(
-            "MatMul", [source.inputs[0], initializer(model.graph, f"{name}_w", np.concatenate(weights, 1))]
-        )
-        biased = ir.node("Add", [fused.outputs[0], initializer(model.graph, f"{name}_b", np.concatenate(biases))])
-        split = ir.node("Split", [biased.outputs[0], parts], {"axis": -1}, num_outputs=3)
-        model.graph.insert_before(source, [fused, biased, split])
-        for each, product, output in zip(adds, products, split.outputs, strict=True):
-            each.outputs[0].replace_all_uses_with(output)
-            model.graph.remove([each, product], safe=True)
+        weight = initializer(model.graph, f"{first.outputs[0].name}_fused", np.concatenate(weights, 1))
+        fused = ir.node("MatMul", [source, weight])
+        split = ir.node("Split", [fused.outputs[0], parts], {"axis": -1}, num_outputs=3)
+        model.graph.insert_before(first, [fused, split])
+        for product, output in zip(products, split.outputs, strict=True):
+            product.outputs[0].replace_all_uses_with(output)
+            model.graph.remove(product, safe=True)
     place.mkdir()
     write_model(model, place)
 
