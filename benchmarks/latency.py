@@ -2,8 +2,9 @@
 
 Run as `python benchmarks/latency.py -o benchmarks/results/latency-1.json`, in an environment that also has
 `benchmarks/requirements.txt`; a peer that is not installed is not measured. Weights are random, adapters r=48 k=4.
-Every runtime has a process of its own, and all take turns; a ratio is the median of the rounds' ratios.
-`benchmarks/latency_table.py` sets several runs side by side.
+Every runtime has a process of its own, and all take turns; a ratio is the median of the rounds' ratios. Processes that
+are opened anew differ by some percent: `--openings` measures in several, one run each, and
+`benchmarks/latency_table.py` sets runs side by side.
 """
 
 from __future__ import annotations
@@ -72,26 +73,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--budget", default="60s", help="for each shape")
+    parser.add_argument("--budget", default="60s", help="for each shape of a run")
+    parser.add_argument("--openings", type=int, default=1, help="runs, each in new processes")
     parser.add_argument("--only", nargs="*", help="these sides")
     parser.add_argument("-o", "--output", type=Path, required=True)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        latencies, sizes = measured(options, Path(folder))
-    found = {
-        **describe(),
-        "threads": options.threads,
-        "targets": [row for shape in latencies for row in judged(shape, latencies[shape])],
-        "floors": [row for shape in latencies for row in floors(shape, latencies[shape])],
-        "size_int8_to_fp32": sizes,
-        "latencies": [row.to_json() for rows in latencies.values() for row in rows],
-    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        sides, artifact = made(options, folder), graphs.artifact(folder)
+        found = {
+            **describe(),
+            "threads": options.threads,
+            "size_int8_to_fp32": graphs.size(graphs.artifact_int8(folder)) / graphs.size(artifact),
+            "runs": [run(options, sides, artifact) for _ in range(options.openings)],
+        }
     options.output.write_text(json.dumps(found, indent=2) + "\n")
-    print_tables([found])
+    print_tables(found["runs"])
 
 
-def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[Latency]], float]:
-    """Latencies by shape, and the size of int8."""
+def made(options: argparse.Namespace, folder: Path) -> dict[str, str]:
+    """What to open for each side."""
     sides = {}
     for label in graphs.SIDES:
         if options.only is None or label in options.only:
@@ -101,7 +102,11 @@ def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[
             if done.returncode != graphs.MISSING:
                 done.check_returncode()
                 sides[label] = done.stdout.splitlines()[-1]
-    artifact = graphs.artifact(folder)
+    return sides
+
+
+def run(options: argparse.Namespace, sides: Mapping[str, str], artifact: Path) -> dict[str, Any]:
+    """Latencies in new processes, and how they stand to the targets."""
     with contextlib.ExitStack() as stack:
         processes = {}
         for label, path in sides.items():
@@ -114,7 +119,11 @@ def measured(options: argparse.Namespace, folder: Path) -> tuple[dict[str, list[
             shape: measure(processes, parse_shape(shape), budget_s=budget_s, reference=None, progress=progress)
             for shape in options.shapes.split(",")
         }
-    return latencies, graphs.size(graphs.artifact_int8(folder)) / graphs.size(artifact)
+    return {
+        "targets": [row for shape in latencies for row in judged(shape, latencies[shape])],
+        "floors": [row for shape in latencies for row in floors(shape, latencies[shape])],
+        "latencies": [row.to_json() for rows in latencies.values() for row in rows],
+    }
 
 
 def judged(shape: str, latencies: list[Latency]) -> list[dict[str, Any]]:
