@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import onnx_ir as ir
 
-from adakron_export.graph.passes.rewriting import initializer
+from adakron_export.graph.passes.rewriting import Affine, affine, initializer
 
 
 class MergeDownProjectionsPass(ir.passes.InPlacePass):
@@ -24,50 +22,28 @@ class MergeDownProjectionsPass(ir.passes.InPlacePass):
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph; functions must have been inlined."""
-        groups: dict[ir.Value | None, list[_Affine]] = {}
+        groups: dict[ir.Value | None, list[Affine]] = {}
         for node in model.graph:
-            affine = _match(node) if node.op_type == "Add" else None
-            if affine is not None:
-                groups.setdefault(affine.product.inputs[0], []).append(affine)
+            found = affine(node)
+            if found is not None:
+                groups.setdefault(found.product.inputs[0], []).append(found)
         pairs = [pair for pair in groups.values() if len(pair) == 2 and _fits(*pair)]
         for pair in pairs:
             _merge(model.graph, pair)
         return ir.passes.PassResult(model, modified=bool(pairs))
 
 
-@dataclass(frozen=True, slots=True)
-class _Affine:
-    """A product with a constant weight ``[in, out]``, and the addition of a constant bias ``[out]``."""
-
-    product: ir.Node
-    add: ir.Node
-    weight: np.ndarray
-    bias: np.ndarray
-
-
-def _match(add: ir.Node) -> _Affine | None:
-    value, bias = add.inputs
-    product = value.producer() if value is not None else None
-    if product is None or product.op_type != "MatMul" or bias is None or len(product.outputs[0].uses()) != 1:
-        return None
-    weight = product.inputs[1]
-    if weight is None or weight.const_value is None or bias.const_value is None:
-        return None
-    return _Affine(product, add, weight.const_value.numpy(), bias.const_value.numpy())
-
-
-def _fits(first: _Affine, second: _Affine) -> bool:
-    plain = first.weight.ndim == second.weight.ndim == 2 and first.bias.ndim == second.bias.ndim == 1
+def _fits(first: Affine, second: Affine) -> bool:
     columns = first.weight.shape[-1] + second.weight.shape[-1]
-    return plain and len(first.weight) == len(second.weight) and columns <= MergeDownProjectionsPass.MAX_COLUMNS
+    return len(first.weight) == len(second.weight) and columns <= MergeDownProjectionsPass.MAX_COLUMNS
 
 
-def _merge(graph: ir.Graph, pair: list[_Affine]) -> None:
+def _merge(graph: ir.Graph, pair: list[Affine]) -> None:
     name = str(pair[0].add.outputs[0].name)
     constants = {
-        f"{name}_merged_weight": np.concatenate([affine.weight for affine in pair], axis=1),
-        f"{name}_merged_bias": np.concatenate([affine.bias for affine in pair]),
-        f"{name}_merged_split": np.array([affine.weight.shape[1] for affine in pair], dtype=np.int64),
+        f"{name}_merged_weight": np.concatenate([each.weight for each in pair], axis=1),
+        f"{name}_merged_bias": np.concatenate([each.bias for each in pair]),
+        f"{name}_merged_split": np.array([each.weight.shape[1] for each in pair], dtype=np.int64),
     }
     values = [initializer(graph, key, array) for key, array in constants.items()]
     matmul = ir.node("MatMul", [pair[0].product.inputs[0], values[0]])
@@ -76,6 +52,6 @@ def _merge(graph: ir.Graph, pair: list[_Affine]) -> None:
     for node in (matmul, add, split):
         node.metadata_props.update(pair[0].product.metadata_props)
     graph.insert_before(pair[0].product, [matmul, add, split])
-    for affine, output in zip(pair, split.outputs, strict=True):
-        affine.add.outputs[0].replace_all_uses_with(output)
-        graph.remove([affine.add, affine.product], safe=True)
+    for each, output in zip(pair, split.outputs, strict=True):
+        each.add.outputs[0].replace_all_uses_with(output)
+        graph.remove([each.add, each.product], safe=True)

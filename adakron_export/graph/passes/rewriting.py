@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
@@ -29,3 +30,32 @@ def replace_node(graph: ir.Graph, node: ir.Node, added: Sequence[ir.Node]) -> No
     ir.convenience.replace_all_uses_with(old, new, replace_graph_outputs=True)
     graph.remove(node, safe=True)
     new.name = old.name
+
+
+@dataclass(frozen=True, slots=True)
+class Affine:
+    """A product with a constant weight ``[in, out]``, and the addition of a constant bias ``[out]``."""
+
+    product: ir.Node
+    add: ir.Node
+    weight: np.ndarray
+    bias: np.ndarray
+
+
+def affine(add: ir.Node | None) -> Affine | None:
+    """What an addition ends, where nothing else reads the product."""
+    source = add.inputs[0] if add is not None and add.op_type == "Add" else None
+    product = source.producer() if source is not None else None
+    if add is None or product is None or product.op_type != "MatMul" or only_reader(product) is not add:
+        return None
+    values = (product.inputs[1], add.inputs[1])
+    weight, bias = (ir.convenience.get_const_tensor(value) if value is not None else None for value in values)
+    if weight is None or bias is None or (len(weight.shape), len(bias.shape)) != (2, 1):
+        return None
+    return Affine(product, add, weight.numpy(), bias.numpy())
+
+
+def only_reader(node: ir.Node) -> ir.Node | None:
+    """The one node that reads what a node makes, where the graph does not put it out."""
+    uses = node.outputs[0].uses()
+    return next(iter(uses)).node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
