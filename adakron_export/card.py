@@ -47,13 +47,23 @@ tags:
 | inputs | {inputs} |
 | outputs | {outputs} |
 | validation | {verdict} |
-{_accuracy(artifact)}
+{_integer_products(artifact)}{_accuracy(artifact)}
 ## Run it
 
 ```python
 {_snippet(manifest.task)}
 ```
 """
+
+
+def _integer_products(artifact: Artifact) -> str:
+    if artifact.manifest.dtype != "int8":
+        return ""
+    import onnx_ir as ir
+
+    from adakron_export.graph.saturation import integer_products
+
+    return f"| integer products | {integer_products(ir.load(artifact.model))} |\n"
 
 
 def _accuracy(artifact: Artifact) -> str:

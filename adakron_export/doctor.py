@@ -6,6 +6,7 @@ import importlib.util
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from adakron_export.artifact import EXACT_SUMS
 from adakron_export.engines.flavors import FLAVORS
 from adakron_export.engines.gpu import first_gpu
 from adakron_export.errors import AdaKronError
@@ -60,6 +61,7 @@ def examine() -> Examination:
     for name in ("device", "threads"):
         machine.pop(name)
     providers = _providers()
+    machine["integer_products"] = _integer_products() if providers else None
     versions = {**package_versions(), **_builders()}
     return Examination(machine, versions, providers, tuple(_abilities(providers, versions, gpu=gpu is not None)))
 
@@ -70,6 +72,14 @@ def _providers() -> tuple[str, ...]:
     import onnxruntime as ort  # noqa: TID253, RUF100
 
     return tuple(ort.get_available_providers())
+
+
+def _integer_products() -> str:
+    from adakron_export.runtimes.integer_sums import saturates
+
+    if not saturates():
+        return "exact"
+    return f"saturate in 16 bits (no VNNI); open_runner sets {EXACT_SUMS} = 1, other sessions must"
 
 
 def _builders() -> dict[str, str]:

@@ -72,6 +72,7 @@ class ArtifactInfo:
         ops: How often each operator stands in the graph, functions not counted.
         opsets: Version of each domain.
         rewrites: Our passes that the graph went through, and which of them found nothing to rewrite.
+        integer_products: What becomes of them on CPUs without VNNI; empty where there are none.
         adapters: One per KronAdapter node.
         parameters: Numbers in the graph's weights.
         file_bytes: Of every file.
@@ -83,6 +84,7 @@ class ArtifactInfo:
     ops: dict[str, int]
     opsets: dict[str, int]
     rewrites: str
+    integer_products: str
     adapters: tuple[AdapterInfo, ...]
     parameters: int
     file_bytes: dict[str, int]
@@ -154,6 +156,8 @@ def _inspect_checkpoint(found: Checkpoint) -> CheckpointInfo:
 def _inspect_artifact(artifact: Artifact) -> ArtifactInfo:
     import onnx_ir as ir
 
+    from adakron_export.graph.saturation import integer_products
+
     model = ir.load(artifact.model)
     kron_nodes = [node for node in model.graph if node.domain == "adakron"]
     adapters = tuple(
@@ -174,6 +178,7 @@ def _inspect_artifact(artifact: Artifact) -> ArtifactInfo:
         ops=dict(ops.most_common()),
         opsets=dict(model.opset_imports),
         rewrites=model.metadata_props.get(REWRITES_KEY, ""),
+        integer_products=integer_products(model),
         adapters=adapters,
         parameters=sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value),
         file_bytes={file.name: file.stat().st_size for file in sorted(artifact.folder.iterdir())},

@@ -16,6 +16,7 @@ import onnx
 import onnx_ir as ir
 
 from adakron_export.artifact import MODEL, MODEL_DATA
+from adakron_export.protobuf import length_prefix
 
 EXTERNAL_DATA_FROM_BYTES = 2**30  # protobuf holds 2 GiB; readers copy what they parse, so large files spare them that
 _PIECE = 2**22  # bytes of a weight that are copied at a time, where it is transposed
@@ -54,9 +55,9 @@ def _stream(model: ir.Model, stream: BinaryIO) -> None:
     proto.ClearField("graph")
     heads = [_head(name, tensor) for name, tensor in weights.items()]
     bodies = [len(head) + tensor.nbytes for head, tensor in zip(heads, weights.values(), strict=True)]
-    prefixes = [_length_prefix(_GRAPH_INITIALIZER, body) for body in bodies]
+    prefixes = [length_prefix(_GRAPH_INITIALIZER, body) for body in bodies]
     stream.write(proto.SerializeToString())
-    stream.write(_length_prefix(_MODEL_GRAPH, len(graph) + sum(map(len, prefixes)) + sum(bodies)))
+    stream.write(length_prefix(_MODEL_GRAPH, len(graph) + sum(map(len, prefixes)) + sum(bodies)))
     stream.write(graph)
     for prefix, head, tensor in zip(prefixes, heads, weights.values(), strict=True):
         stream.write(prefix + head)
@@ -67,7 +68,7 @@ def _stream(model: ir.Model, stream: BinaryIO) -> None:
 def _head(name: str, tensor: ir.TensorProtocol) -> bytes:
     """A `TensorProto` up to its raw data."""
     proto = onnx.TensorProto(name=name, data_type=int(tensor.dtype), dims=tensor.shape.numpy())
-    return bytes(proto.SerializeToString()) + _length_prefix(_TENSOR_RAW_DATA, tensor.nbytes)
+    return bytes(proto.SerializeToString()) + length_prefix(_TENSOR_RAW_DATA, tensor.nbytes)
 
 
 def _raw_data(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
@@ -79,17 +80,3 @@ def _raw_data(tensor: ir.TensorProtocol) -> Iterator[bytes | memoryview]:
     rows = max(1, _PIECE * len(array) // max(1, array.nbytes))
     for start in range(0, len(array), rows):
         yield np.ascontiguousarray(array[start : start + rows]).view(np.uint8).data
-
-
-def _length_prefix(field: int, length: int) -> bytes:
-    """The key and the length of a length-delimited field (wire type 2)."""
-    return _varint(field << 3 | 2) + _varint(length)
-
-
-def _varint(number: int) -> bytes:
-    encoded = bytearray()
-    while number > 0x7F:
-        encoded.append(number & 0x7F | 0x80)
-        number >>= 7
-    encoded.append(number)
-    return bytes(encoded)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from adakron_export.artifact import Artifact, is_artifact, open_artifact
+from adakron_export.artifact import Artifact, Manifest, is_artifact, open_artifact
 from adakron_export.device import Device
 from adakron_export.engines.folder import EngineFolder, is_engine, open_engine
 from adakron_export.input_space import exported_space, model_space
@@ -20,6 +20,8 @@ from adakron_export.runtimes.tensorrt import TensorRTRunner
 from adakron_export.validation.batches import InputSpace
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from adakron_export.adapter.checkpoint import Checkpoint
     from adakron_export.adapter.task_model import TaskModel
     from adakron_export.runtimes.base import Runner
@@ -94,11 +96,17 @@ def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner | OpenVinoR
 
     from adakron_export.graph.emulation import emulate
 
-    with tempfile.TemporaryDirectory() as folder:
-        write_model(emulate(ir.load(artifact.model)), Path(folder))
-        runner = OrtRunner(Artifact(Path(folder), replace(artifact.manifest, dtype="fp32", float_dtype="fp32")))
+    exact = replace(artifact.manifest, dtype="fp32", float_dtype="fp32")
+    runner = graph_runner(emulate(ir.load(artifact.model)), exact)
     runner.name = f"onnxruntime CPUExecutionProvider, emulated {artifact.manifest.dtype}"
     return runner
+
+
+def graph_runner(model: ir.Model, manifest: Manifest) -> OrtRunner:
+    """A graph in ONNX Runtime on the CPU, without an artifact."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(model, Path(folder))
+        return OrtRunner(Artifact(Path(folder), manifest))
 
 
 def tokenizer_folder(found: Checkpoint) -> Path:

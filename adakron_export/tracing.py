@@ -14,6 +14,7 @@ from onnx_ir.passes import common
 
 from adakron_export.artifact import MODULE_KEY, SHIFTED_KEY, Artifact, Manifest, TensorInfo
 from adakron_export.device import Device
+from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.base import Array, Batch
 from adakron_export.runtimes.ort import OrtRunner
@@ -58,6 +59,7 @@ def trace_graph(model: ir.Model, manifest: Manifest, batch: Batch, *, device: De
     """
     plain = model.clone()
     common.InlinePass()(plain)
+    UnsignedWeightsPass()(plain)  # ONNX Runtime's own way to exact integers is one of its optimisers
     keys = _number(plain)
     nodes = {str(node.outputs[0].name): node for node in plain.graph}
     half = manifest.computes_in_half and device is Device.CPU

@@ -74,6 +74,7 @@ def _print_artifact(info: Any) -> None:
             ("task", manifest["task"]),
             ("graph", f"target {manifest['target']}, {manifest['dtype']}, opsets {opsets}"),
             ("rewrites", info.rewrites or "none"),
+            *([("int8", f"integer products are {info.integer_products}")] if info.integer_products else []),
             ("inputs", ", ".join(options.tensor(row["name"], row["shape"]) for row in manifest["inputs"])),
             ("outputs", ", ".join(options.tensor(row["name"], row["shape"]) for row in manifest["outputs"])),
             ("parameters", f"{info.parameters:,}"),

@@ -11,6 +11,7 @@ from adakron_export.calibration import ChannelStatistics, MagnitudeHistogram, be
 from adakron_export.engine_export import export_engine
 from adakron_export.errors import EngineError, ExportError
 from adakron_export.graph.passes.quantize import DynamicInt8Pass
+from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass
 from adakron_export.graph.passes.weight_only import round_in_blocks
 from adakron_export.tasks import Task
 from conftest import DEMO
@@ -38,7 +39,7 @@ def test_products_and_tables_are_int8_and_adapters_are_not(demo):
     assert weights["bert.embeddings.word_embeddings.weight_int8"] == onnx.TensorProto.INT8
     assert {kind for name, kind in weights.items() if ".a1_" in name or ".a2_" in name} == {onnx.TensorProto.FLOAT}
     assert ops(demo / "int8").count("KronAdapter") == 3
-    assert inspect(demo / "int8").rewrites == "DynamicInt8, Int8Tables"
+    assert inspect(demo / "int8").rewrites == "DynamicInt8, UnsignedWeights, Int8Tables"
     assert (demo / "int8/model.onnx").stat().st_size < 0.32 * (demo / "fp32/model.onnx").stat().st_size
 
 
@@ -85,7 +86,7 @@ def test_every_backbone_with_4_bit_weights(model_type, tmp_path):
 def test_shared_weights_stay_shared(tmp_path):
     checkpoint = save_checkpoint(tmp_path, "albert")
     layers = 2
-    for dtype, kind in (("int8", onnx.TensorProto.INT8), ("int4", onnx.TensorProto.INT4)):
+    for dtype, kind in (("int8", onnx.TensorProto.UINT8), ("int4", onnx.TensorProto.INT4)):
         assert export_onnx(checkpoint, tmp_path / dtype, dtype=dtype).written
         model = onnx.load(tmp_path / dtype / "model.onnx")
         held = [
@@ -309,6 +310,7 @@ def test_scales_per_token_keep_small_rows_apart_from_large_ones(behind, columns,
     model = ir.Model(graph, ir_version=10)
     ir.save(model, tmp_path / "fp32.onnx")
     DynamicInt8Pass(per_token=per_token)(model)
+    UnsignedWeightsPass()(model)  # a session of ours would be right without
     ir.save(model, tmp_path / "int8.onnx")
     rows = rng.standard_normal((8, 32)).astype(np.float32) * np.array(
         [[1000.0], *[[1.0]] * 6, [0.0]], dtype=np.float32

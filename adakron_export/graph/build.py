@@ -12,6 +12,7 @@ from adakron_export.artifact import INT4
 from adakron_export.graph.capture import capture
 from adakron_export.graph.passes.quantize import DynamicInt8Pass, Int8TablesPass
 from adakron_export.graph.passes.static_quantization import Kind, Rounding, StaticQuantizationPass
+from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass
 from adakron_export.graph.passes.weight_only import Int4WeightsPass
 from adakron_export.graph.sample import sample_batch
 from adakron_export.graph.targets import Target, lower
@@ -49,7 +50,7 @@ def build_graph(
     if calibrate is not None:
         passes.append(StaticQuantizationPass(calibrate(captured), Kind(dtype), unsigned=target.unsigned))
     elif dtype == "int8" and target.dynamic_int8:
-        passes.append(DynamicInt8Pass(per_token))
+        passes += [DynamicInt8Pass(per_token), *([UnsignedWeightsPass()] if target.any_session else [])]
     elif dtype == INT4:
         passes.append(Int4WeightsPass())
     if passes and target.floating(dtype) == "fp32":

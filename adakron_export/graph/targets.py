@@ -28,6 +28,7 @@ class Target:
         passes: Made anew for each graph, in their order.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
         dynamic_int8: Whether it computes with int8 whose activations are quantised at each run.
+        any_session: Whether the graph must be right in sessions that we did not open: no product may saturate.
         int4: Whether it computes with 4-bit weights.
         calibrated: Dtypes of 8 bits that it computes with, where activations have fixed scales from a calibration.
         float_dtype: Of all else in a calibrated graph.
@@ -41,6 +42,7 @@ class Target:
     passes: tuple[Callable[[], ir.passes.InPlacePass], ...] = ()
     disabled_optimizers: tuple[str, ...] = ()
     dynamic_int8: bool = False
+    any_session: bool = False
     int4: bool = False
     calibrated: tuple[str, ...] = ()
     float_dtype: str = "fp32"
@@ -61,7 +63,7 @@ TARGETS = {
     target.name: target
     for target in (
         # Any runtime that inlines functions.
-        Target("portable", keeps_function=True, dynamic_int8=True, int4=True),
+        Target("portable", keeps_function=True, dynamic_int8=True, any_session=True, int4=True),
         # ONNX Runtime's CPU kernel of SkipLayerNormalization is slower than Add and LayerNormalization (1.32).
         Target(
             "ort-cpu",

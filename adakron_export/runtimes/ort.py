@@ -10,13 +10,14 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import Artifact, Manifest, Tuning
+from adakron_export.artifact import EXACT_SUMS, Artifact, Manifest, Tuning
 from adakron_export.device import Device
 from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
 from adakron_export.machine import describe_machine
 from adakron_export.runtimes.base import Array, Batch, feed_of
 from adakron_export.runtimes.huge_pages import huge_pages
+from adakron_export.runtimes.integer_sums import saturates
 
 # What a model spends its time on; ONNX Runtime may well compute shapes on the CPU while these run on a GPU.
 _HEAVY = {
@@ -57,6 +58,8 @@ class OrtRunner:
         self.device = device
         tuning = _tuning_here(self.manifest) if device is Device.CPU else None
         options = _session_options(threads, tuning, optimize=optimize)
+        if device is Device.CPU and saturates():
+            options.add_session_config_entry(EXACT_SUMS, "1")
         settings, provider = _settings(device, cuda_graphs=cuda_graphs), _PROVIDERS[device]
         disabled = tuning.disabled_optimizers if tuning else self.manifest.disabled_optimizers
         model = _with_attention(artifact, tuning.attention, options) if tuning and tuning.attention else artifact.model

@@ -15,6 +15,7 @@ from adakron_export.graph.passes.rewriting import initializer
 
 _SMOOTHING = "_smoothing"
 _MIDDLE = 128  # of uint8
+_TOP_BESIDE_UINT8 = 64  # of weights: two products, 2 * 255 * 64, fit into the 16 bits of CPUs without VNNI
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 
 
@@ -59,7 +60,8 @@ class StaticQuantizationPass(ir.passes.InPlacePass):
        through a pair of the two with one symmetric scale; ``W`` is rounded with one scale per column, followed by a
        ``DequantizeLinear``. TensorRT makes one product of them.
     2. Products of the same ``X`` share its pair. Scales have the dtype of the graph, so that all else stays in it.
-    3. The same products as for `DynamicInt8Pass` stay as they are, adapters among them; so do embedding tables.
+    3. Beside uint8 the weights have 7 bits, -64 to 64: on x86 CPUs without VNNI the sum of two products would saturate.
+    4. The same products as for `DynamicInt8Pass` stay as they are, adapters among them; so do embedding tables.
 
     Attributes:
         roundings: By the name of each ``X``.
@@ -74,11 +76,12 @@ class StaticQuantizationPass(ir.passes.InPlacePass):
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph."""
         products = products_by_input(model)
+        top = _TOP_BESIDE_UINT8 if self.unsigned else self.kind.top
         for value, nodes in products.items():
             rounding = self.roundings[str(value.name)]
             rounded = _round(model.graph, nodes[0], value, rounding, self._zero(), self.kind.top)
             for node in nodes:
-                weight = _rounded_weight(model.graph, node, rounding, self.kind)
+                weight = _rounded_weight(model.graph, node, rounding, self.kind, top)
                 node.replace_input_with(0, rounded)
                 node.replace_input_with(1, weight)
         return ir.passes.PassResult(model, modified=bool(products))
@@ -143,14 +146,14 @@ def _pair(graph: ir.Graph, node: ir.Node, value: ir.Value, scale: np.ndarray, ze
     return up.outputs[0]
 
 
-def _rounded_weight(graph: ir.Graph, node: ir.Node, rounding: Rounding, kind: Kind) -> ir.Value:
+def _rounded_weight(graph: ir.Graph, node: ir.Node, rounding: Rounding, kind: Kind, top: int) -> ir.Value:
     weight, name = node.inputs[1], node.outputs[0].name
     assert weight is not None
     dtype, transposed = array_of(weight).dtype, bool(integer_of(node, "transB"))
     array = weight_of(node)
     if rounding.smoothing is not None:
         array = array * rounding.smoothing[:, None]
-    scales = np.maximum(np.abs(array).max(axis=0) / kind.top, _SMALLEST_SCALE).astype(dtype)
+    scales = np.maximum(np.abs(array).max(axis=0) / top, _SMALLEST_SCALE).astype(dtype)
     levels = kind.round(array / scales.astype(np.float32))
     held = initializer(graph, f"{name}_weight_{kind.value}", np.ascontiguousarray(levels.T) if transposed else levels)
     factors = initializer(graph, f"{name}_weight_scale", scales)
