@@ -8,7 +8,7 @@ STAMP   := $(VENV)/.installed
 DEMO    := out/demo
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow gpu gpu-all lint types interop bindings wheel clean
+.PHONY: help venv demo test slow gpu gpu-all lint types floor interop bindings wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ lint: venv ## Check style and import rules
 
 types: venv ## Check types
 	$(BIN)/mypy
+
+floor: venv ## Test adapters with the lowest PEFT that is allowed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target out/floor peft==0.21.0
+	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/test_peft_contract.py tests/test_peft_method.py
 
 interop: venv ## Open an artifact in optimum-onnx, in a virtual environment of its own
 	$(BIN)/python tests/interop/optimum_onnx.py

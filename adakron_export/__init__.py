@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from adakron_export.adapter.config import AdaKronConfig
     from adakron_export.adapter.folding import fold
     from adakron_export.adapter.loading import load_model
-    from adakron_export.adapter.tuner import AdaKronModel
+    from adakron_export.adapter.tuner import AdaKronModel, rescale_adapter_scale
     from adakron_export.artifact import Artifact, open_artifact
     from adakron_export.benchmarking import BenchReport, bench
     from adakron_export.conversion import convert
@@ -56,6 +56,7 @@ _HOMES = {
     "open_artifact": "artifact",
     "open_runner": "runtimes.opening",
     "predict": "prediction",
+    "rescale_adapter_scale": "adapter.tuner",
     "run_texts": "runtimes.batching",
     "train": "training.run",
     "tune": "tuning",
@@ -85,6 +86,7 @@ __all__ = [
     "open_artifact",
     "open_runner",
     "predict",
+    "rescale_adapter_scale",
     "run_texts",
     "train",
     "tune",

@@ -4,6 +4,7 @@ AdaKronError                  base of all; the command line prints it and exits 
 ├── CheckpointError           a checkpoint that cannot be read or does not fit its backbone
 ├── BackboneError             a backbone that cannot be loaded, or where no adapter can sit
 ├── AdapterConfigError        an impossible adapter configuration (also a ValueError)
+├── AdapterUseError           something that these adapters cannot do (also a ValueError)
 ├── DataError                 labelled text that cannot be read or learned from
 ├── TrainingError             a recipe that cannot be trained, or a run that cannot be started or resumed
 ├── ExportError               a model, task or option that cannot be exported
@@ -35,6 +36,10 @@ class BackboneError(AdaKronError):
 
 class AdapterConfigError(AdaKronError, ValueError):
     """An impossible adapter configuration."""
+
+
+class AdapterUseError(AdaKronError, ValueError):
+    """Something that these adapters cannot do, or names of adapters that are not there."""
 
 
 class DataError(AdaKronError):

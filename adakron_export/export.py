@@ -322,11 +322,22 @@ def _manifest(
     found: Checkpoint, model: PeftModel, folded: TaskModel, sources: Future[tuple[SourceFile, ...]], graph: ir.Model,
     *, rung: Rung, target: Target, opset: int, data: str | None,
 ) -> Manifest:  # fmt: skip
+    from adakron_export.adapter.config import PEFT_TYPE
     from adakron_export.adapter.task_model import position_limit
 
     settings = model.active_peft_config.to_dict()
     adapter, *backbone = sources.result()
-    kept = ("r", "k", "activation", "kron_order", "num_experts", "layers_to_transform", "peft_type")
+    kept = (
+        "r",
+        "k",
+        "activation",
+        "kron_order",
+        "num_experts",
+        "scale",
+        "rank_pattern",
+        "layers_to_transform",
+        "peft_type",
+    )
     return Manifest(
         task=folded.task.value,
         target=target.name,
@@ -334,7 +345,7 @@ def _manifest(
         opset=opset,
         inputs=tuple(_tensor_info(value) for value in graph.graph.inputs),
         outputs=tuple(_tensor_info(value) for value in graph.graph.outputs),
-        adapter={key: settings[key] for key in kept},
+        adapter={**{key: settings[key] for key in kept}, "peft_type": PEFT_TYPE.value},
         adapter_source=adapter,
         backbone_source=tuple(backbone),
         backbone=Path(found.backbone).name if Path(found.backbone).exists() else found.backbone,

@@ -89,7 +89,7 @@ def find_checkpoint(checkpoint: str | Path, backbone: str | Path | None = None) 
     settings = _read_json(folder / ADAPTER_CONFIG)
     if settings.get("peft_type") != PEFT_TYPE:
         raise CheckpointError(
-            f"{folder}: a {settings.get('peft_type')} adapter, not {PEFT_TYPE}; merge it into its backbone with "
+            f"{folder}: a {settings.get('peft_type')} adapter, not {PEFT_TYPE.value}; merge it into its backbone with "
             "PEFT's merge_and_unload() and export that with optimum"
         )
     if not (folder / ADAPTER_WEIGHTS).is_file():

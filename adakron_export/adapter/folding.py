@@ -1,7 +1,8 @@
 """Folds adapters into a static module: one KronAdapter operator per adapter, and nothing of PEFT left.
 
 With ``h = u W + c`` the projection's output and ``b`` the bias of the up-projection, the layer computes
-``y = h + act((h A2 + b2) (x) (h A1 + b1)) B + b``. Written with ``g = h + b`` that is
+``y = h + act((h A2 + b2) (x) (h A1 + b1)) B + b``, where ``B`` and ``b`` hold the adapter's scale. Written with
+``g = h + b`` that is
 ``y = g + act((g A2 + b2 - b A2) (x) (g A1 + b1 - b A1)) B``: so ``b`` moves into the projection's own bias and
 into those of the small networks, exactly, and an addition of ``[batch, tokens, hidden]`` is saved.
 """
@@ -105,6 +106,7 @@ def _fold_layer(name: str, layer: AdaKronLayer, adapter: str) -> nn.Module:
     (a1_weight, a1_bias), (a2_weight, a2_bias), (up_weight, up_bias) = (
         network.soup(torch.float64) for network in layer.networks(adapter)
     )
+    up_weight, up_bias = up_weight * layer.scaling[adapter], up_bias * layer.scaling[adapter]
     projection = _with_bias_added(name, layer.base_layer, up_bias)
     weights = {
         "a1_weight": a1_weight.T,

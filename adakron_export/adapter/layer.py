@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,7 +11,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from adakron_export.adapter.config import Activation, AdaKronConfig, KronOrder
+from adakron_export.errors import AdapterUseError
 
+BASE = "__base__"  # PEFT's name for no adapter
+CANNOT_MERGE = (
+    "AdaKron adapters are non-linear and cannot be merged into the weights; unload() gives the backbone without them, "
+    "and `adakron-export onnx` folds them into a graph"
+)
 ACTIVATIONS = {
     Activation.GELU: functional.gelu,
     Activation.GELU_TANH: lambda value: functional.gelu(value, approximate="tanh"),
@@ -93,8 +99,10 @@ class SmallNetwork(nn.Module):
     def current(self) -> tuple[Tensor, Tensor]:
         """The linear layer of this pass: a random expert in training, the soup at inference."""
         if self.training and self.num_experts > 1:
-            drawn = int(torch.randint(self.num_experts, ()))
-            return self.weight[drawn], self.bias[drawn]
+            drawn = torch.randint(
+                self.num_experts, (1,), device=self.weight.device
+            )  # a number would break compiled graphs
+            return self.weight.index_select(0, drawn).squeeze(0), self.bias.index_select(0, drawn).squeeze(0)
         return self.soup()
 
     def forward(self, hidden: Tensor) -> Tensor:
@@ -111,31 +119,41 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
         base_layer: The projection; only its output is read, so Linear, Conv1D and quantised ones all fit.
         adapter_name: The first adapter.
         config: Its configuration.
-        hidden: Width of the projection's output.
+        in_features: Width of the projection's input, where it is known.
+        hidden: Width of its output.
+        r: Width of the Kronecker product in this layer.
     """
 
     adapter_layer_names = ("adakron_a1", "adakron_a2", "adakron_up")
-    other_param_names = ()
+    other_param_names = ("settings", "scaling", "_scales", "adakron_dropout")
+    cast_input_dtype_enabled = True
     # What PEFT's base class has, said for the type checker: torch's own answer for any attribute is Tensor or Module.
     active_adapters: list[str]
     get_base_layer: Callable[[], nn.Module]
     set_adapter: Callable[..., None]
     _move_adapter_to_device_of_base_layer: Callable[[str], None]
+    _cast_input_dtype: Callable[[Tensor, torch.dtype], Tensor]
 
-    def __init__(self, base_layer: nn.Module, adapter_name: str, config: AdaKronConfig, hidden: int) -> None:
+    def __init__(
+        self, base_layer: nn.Module, adapter_name: str, config: AdaKronConfig, *, in_features: int | None, hidden: int,
+        r: int,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.base_layer = base_layer
-        self.hidden = hidden
+        self.in_features, self.out_features = in_features, hidden
         self.adakron_a1 = nn.ModuleDict()
         self.adakron_a2 = nn.ModuleDict()
         self.adakron_up = nn.ModuleDict()
+        self.adakron_dropout = nn.ModuleDict()
         self.settings: dict[str, tuple[KronOrder, Activation]] = {}
+        self.scaling: dict[str, float] = {}
+        self._scales: dict[str, float] = {}  # as configured
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
         self._active_adapter = adapter_name
-        self.update_layer(adapter_name, config)
+        self.update_layer(adapter_name, config, r=r)
 
-    def update_layer(self, adapter_name: str, config: AdaKronConfig) -> None:
+    def update_layer(self, adapter_name: str, config: AdaKronConfig, *, r: int) -> None:
         """Add an adapter.
 
         It starts as the identity because the up-projection starts at zero. The small networks start as any
@@ -145,9 +163,11 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
         ``hidden`` is the same for ``-hidden``, and training would begin blind to its sign. So the up-projection first
         reads ``gelu(a1)`` and ``gelu(-a1)``, as of a bottleneck adapter, and the product grows out of that.
         """
-        self.adakron_a1[adapter_name] = SmallNetwork(self.hidden, config.r // config.k)
-        self.adakron_a2[adapter_name] = SmallNetwork(self.hidden, config.k, config.num_experts)
-        self.adakron_up[adapter_name] = SmallNetwork(config.r, self.hidden)
+        self.adakron_a1[adapter_name] = SmallNetwork(self.out_features, r // config.k)
+        self.adakron_a2[adapter_name] = SmallNetwork(self.out_features, config.k, config.num_experts)
+        self.adakron_up[adapter_name] = SmallNetwork(r, self.out_features)
+        self.adakron_dropout[adapter_name] = nn.Dropout(config.dropout) if config.dropout else nn.Identity()
+        self.scaling[adapter_name] = self._scales[adapter_name] = config.scale
         self.settings[adapter_name] = (KronOrder(config.kron_order), Activation(config.activation))
         for network in self.networks(adapter_name):
             network.reset_parameters()
@@ -165,10 +185,30 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
         parts = (self.adakron_a1[adapter_name], self.adakron_a2[adapter_name], self.adakron_up[adapter_name])
         return cast("tuple[SmallNetwork, SmallNetwork, SmallNetwork]", parts)
 
-    def delete_adapter(self, adapter_name: str) -> None:
-        """Remove an adapter."""
-        super().delete_adapter(adapter_name)
-        self.settings.pop(adapter_name, None)
+    def set_scale(self, adapter: str, scale: float) -> None:
+        """Multiply what an adapter adds by ``scale``, beside its configured factor; as LoRA's layers have it."""
+        if adapter in self.scaling:
+            self.scaling[adapter] = scale * self._scales[adapter]
+
+    def scale_layer(self, scale: float) -> None:
+        """Multiply what the active adapters add by ``scale`` more."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] *= scale
+
+    def unscale_layer(self, scale: float | None = None) -> None:
+        """Take `scale_layer` back, or all such factors."""
+        for name in self.active_adapters:
+            if name in self.scaling:
+                self.scaling[name] = self._scales[name] if scale is None else self.scaling[name] / scale
+
+    def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:  # noqa: ARG002, RUF100
+        """Never: see `CANNOT_MERGE`."""
+        raise AdapterUseError(CANNOT_MERGE)
+
+    def unmerge(self) -> None:
+        """Never: nothing is merged."""
+        raise AdapterUseError(CANNOT_MERGE)
 
     def delta(self, hidden: Tensor, adapter_name: str) -> Tensor:
         """What one adapter adds to ``hidden``, both ``[batch, tokens, hidden]``."""
@@ -177,18 +217,47 @@ class AdaKronLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignor
         # Both at once: two narrow products read (and in training, send gradients to) the whole of hidden twice.
         (first_weight, first_bias), (second_weight, second_bias) = first.current(), second.current()
         weight, bias = torch.cat((first_weight, second_weight)), torch.cat((first_bias, second_bias))
-        both = functional.linear(hidden.to(weight.dtype), weight, bias)
+        read = self.adakron_dropout[adapter_name](self._cast_input_dtype(hidden, weight.dtype))
+        both = functional.linear(read, weight, bias)
         a1, a2 = both.split((len(first_bias), len(second_bias)), dim=-1)  # [batch, tokens, r / k], [batch, tokens, k]
         product = adapter_delta(a1, a2, order=order, activation=activation)  # [batch, tokens, r]
         delta: Tensor = up(product)
-        return delta.to(hidden.dtype)
+        scale = self.scaling[adapter_name]
+        return (delta if scale == 1.0 else delta * scale).to(hidden.dtype)
 
-    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """The projection's output plus what the active adapters add."""
-        hidden: Tensor = self.base_layer(*args, **kwargs)
+    def forward(self, x: Tensor, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Tensor:
+        """The projection's output plus what the active adapters add.
+
+        Args:
+            x: ``[batch, tokens, intermediate]``.
+            args: For the projection.
+            adapter_names: The adapter of each text instead of the active ones; ``__base__`` for none (PEFT's mixed
+                batches).
+            kwargs: For the projection.
+
+        Raises:
+            AdapterUseError: There are more or fewer names than texts.
+        """
+        hidden: Tensor = self.base_layer(x, *args, **kwargs)
         if self.disable_adapters:
             return hidden
+        if adapter_names is not None:
+            return self._mixed(hidden, adapter_names)
         deltas = [self.delta(hidden, name) for name in self.active_adapters if name in self.settings]
         for delta in deltas:
             hidden = hidden + delta
         return hidden
+
+    def _mixed(self, hidden: Tensor, adapter_names: Sequence[str]) -> Tensor:
+        if len(hidden) != len(adapter_names):
+            raise AdapterUseError(
+                f"there are {len(adapter_names)} adapter_names for a batch of {len(hidden)}; each text needs one, "
+                f"{BASE!r} for none"
+            )
+        mixed = hidden.clone()
+        for name in dict.fromkeys(adapter_names):
+            if name in self.settings:
+                rows = torch.tensor([index for index, each in enumerate(adapter_names) if each == name])
+                rows = rows.to(hidden.device)
+                mixed[rows] += self.delta(hidden[rows], name)
+        return mixed

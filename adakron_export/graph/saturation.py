@@ -15,7 +15,9 @@ _LOWEST, _HIGHEST = -(2**15), 2**15 - 1
 def integer_products(model: ir.Model) -> str:
     """What becomes of a graph's integer products on x86 CPUs without VNNI, in words; empty where it has none."""
     dynamic = any(node.op_type == "MatMulInteger" for node in model.graph)
-    fixed = [node.inputs[0] for node in model.graph if node.op_type == "DequantizeLinear" and _is_weight(node.inputs[0])]
+    fixed = [
+        node.inputs[0] for node in model.graph if node.op_type == "DequantizeLinear" and _is_weight(node.inputs[0])
+    ]
     beside_uint8 = any(node.outputs[0].dtype == ir.DataType.UINT8 for node in model.graph
                        if node.op_type == "QuantizeLinear")  # fmt: skip
     if not dynamic and not fixed:
@@ -32,7 +34,7 @@ def _is_weight(value: ir.Value | None) -> bool:
 def saturating(model: ir.Model) -> ir.Model:
     """A new graph, right on every CPU, that computes what ``model`` gives in a plain session on one without VNNI.
 
-    x86's ``VPMADDUBSW`` adds the products of two neighbours along the inner axis and clips the sum to 16 bits; all else
+    x86's ``VPMADDUBSW`` adds the products of two neighbours along the inner axis and clips the sum to 16 bits; the rest
     is exact. So what was clipped off is taken from the exact product.
     """
     emulated = model.clone()

@@ -1,8 +1,8 @@
 """Whether ONNX Runtime adds up integer products wrongly on this CPU.
 
 x86 CPUs without VNNI (Intel before Cascade Lake and most of its desktop parts, AMD before Zen 4) add products of uint8
-and int8 in pairs of 16 bits, which saturate. ONNX Runtime's session entry `x64quantprecision` makes it turn such weights into
-uint8, whose products it adds in 32 bits there. Where there is VNNI, that would take 2.2 times as long for nothing.
+and int8 in pairs of 16 bits, which saturate. ONNX Runtime's session entry `x64quantprecision` makes it turn such
+weights into uint8, whose products it adds in 32 bits. Where there is VNNI, that takes 2.2 times as long for nothing.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class StaticQuantizationPass(ir.passes.InPlacePass):
        through a pair of the two with one symmetric scale; ``W`` is rounded with one scale per column, followed by a
        ``DequantizeLinear``. TensorRT makes one product of them.
     2. Products of the same ``X`` share its pair. Scales have the dtype of the graph, so that all else stays in it.
-    3. Beside uint8 the weights have 7 bits, -64 to 64: on x86 CPUs without VNNI the sum of two products would saturate.
+    3. Beside uint8 the weights have 7 bits, -64 to 64: x86 CPUs without VNNI add two products in 16 bits.
     4. The same products as for `DynamicInt8Pass` stay as they are, adapters among them; so do embedding tables.
 
     Attributes:
