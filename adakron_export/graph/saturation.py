@@ -34,7 +34,7 @@ def _is_weight(value: ir.Value | None) -> bool:
 def saturating(model: ir.Model) -> ir.Model:
     """A new graph, right on every CPU, that computes what ``model`` gives in a plain session on one without VNNI.
 
-    x86's ``VPMADDUBSW`` adds the products of two neighbours along the inner axis and clips the sum to 16 bits; the rest
+    x86's ``VPMADDUBSW`` adds products of two neighbours along the inner axis and clips the sum to 16 bits; the rest
     is exact. So what was clipped off is taken from the exact product.
     """
     emulated = model.clone()
