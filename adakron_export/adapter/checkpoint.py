@@ -23,6 +23,7 @@ from transformers.utils import logging as transformers_logging
 
 from adakron_export.adapter import hub
 from adakron_export.adapter.config import PEFT_TYPE, AdaKronConfig
+from adakron_export.adapter.leftovers import check_leftovers, check_settings
 from adakron_export.adapter.reference import PARTIAL_NAME, is_reference_name
 from adakron_export.errors import BackboneError, CheckpointError, first_few, told_as
 from adakron_export.tasks import Task, auto_class, infer_task
@@ -161,6 +162,7 @@ def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task)
     Raises:
         BackboneError: It cannot be loaded, or is another architecture.
     """
+    check_settings(name, config)
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -177,6 +179,7 @@ def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task)
         transformers_logging.set_verbosity(level)
         if bars:
             transformers_logging.enable_progress_bar()
+    check_leftovers(name, model, info["unexpected_keys"])
     model.name_or_path = name  # what PEFT writes down, also where the hub's cache holds it
     mismatched = [str(row[0]) for row in info.get("mismatched_keys", ())]
     new = {*info["missing_keys"], *mismatched}
