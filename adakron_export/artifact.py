@@ -1,7 +1,8 @@
 """The exported folder: what is in it, how it is written, and how it is opened. Needs no torch.
 
 model.onnx (+ model.onnx_data)   the graph, named as Hugging Face tools expect it
-config.json, tokenizer files     so that those tools open the folder as it is
+config.json, tokenizer files,    so that those tools open the folder as it is
+  generation and pooling settings
 adakron_export.json              the manifest
 parity.json                      what was compared, and the result
 calibration.json                 of int8 and fp8 with fixed scales: the tokens of the text they were found on
@@ -14,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adakron_export.errors import ArtifactError
@@ -211,9 +212,20 @@ def open_artifact(folder: str | Path) -> Artifact:
     return artifact
 
 
+def files_of(folder: Path) -> list[str]:
+    """The files of a folder and of those in it, by their names within it."""
+    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+
+
+def is_inside(name: str) -> bool:
+    """Whether a file's name stays within its folder."""
+    path = PurePosixPath(name)
+    return not path.is_absolute() and ".." not in path.parts and path.as_posix() == name and "\\" not in name
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> Artifact:
     """Write the manifest, with the sha256 of every file that is there."""
-    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    files = {name: sha256_of(folder / name) for name in files_of(folder) if name != MANIFEST}
     manifest = _parse({**asdict(manifest), "files": files})
     (folder / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
     return Artifact(folder, manifest)
@@ -255,7 +267,7 @@ def _read_manifest(path: Path) -> Manifest:
         manifest = _parse(content)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path}: not a readable manifest ({error})") from error
-    outside = [name for name in manifest.files if Path(name).name != name]
+    outside = [name for name in manifest.files if not is_inside(name)]
     if outside:
         raise ArtifactError(f"{path}: names files outside its folder: {', '.join(outside)}")
     return manifest

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import onnx_ir as ir
 
     from adakron_export.adapter.checkpoint import Checkpoint
-    from adakron_export.adapter.pooling import Pooling
+    from adakron_export.adapter.pooling import SentenceEmbedding
     from adakron_export.tracing import TracedNode
 
 
@@ -125,7 +125,7 @@ def _traced_checkpoint(
     return _Traced(layers, nodes, fresh, adapters)
 
 
-def _exported_anew(checkpoint: Checkpoint, artifact: Artifact, pooling: Pooling, batch: NamedBatch) -> ir.Model:
+def _exported_anew(checkpoint: Checkpoint, artifact: Artifact, pooling: SentenceEmbedding, batch: NamedBatch) -> ir.Model:
     """The checkpoint as a graph of the same dtype, opset and target.
 
     Fixed scales are found on the batch itself, after the artifact's own smoothing, so that values compare.

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from adakron_export.companions import copy_companions
 from adakron_export.artifact import DTYPES, INT4, MODEL, MODEL_DATA, Artifact, is_artifact, open_artifact
 from adakron_export.engines.builder import BuiltEngine, EngineOptions, build_engine
 from adakron_export.engines.flavors import Flavor, flavor_named
@@ -25,7 +26,6 @@ from adakron_export.engines.gpu import first_gpu
 from adakron_export.engines.profiles import Profile, Shape, profiles_for, shape_text, tensor_shape
 from adakron_export.errors import BuildError, EngineError
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
-from adakron_export.tokenizer_files import copy_tokenizer
 
 Progress = Callable[[str], None]
 
@@ -102,7 +102,7 @@ def export_engine(
             progress("write the engine")
             (staged / ENGINE).write_bytes(built.plan)
             shutil.copyfile(artifact.folder / "config.json", staged / "config.json")
-            copy_tokenizer([artifact.folder], staged)
+            copy_companions([artifact.folder], staged)
             manifest = _manifest(artifact, source, folder, shapes, chosen, settings, built)
             manifest = write_engine_manifest(staged, manifest).manifest
             put_in_place(staged, folder)

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from adakron_export.companions import has_tokenizer
 from adakron_export.errors import DataError
 from adakron_export.extras import check_installed
 from adakron_export.runtimes.base import Array, Runner
@@ -260,7 +261,7 @@ def tokenizer_of(folder: Path) -> Any:
     """
     from transformers import AutoTokenizer
 
-    if not (folder / "tokenizer_config.json").is_file():
+    if not has_tokenizer(folder):
         raise DataError(f"{folder} has no tokenizer, which text needs; put the backbone's tokenizer files there")
     try:
         return AutoTokenizer.from_pretrained(str(folder))

@@ -19,11 +19,13 @@ from adakron_export.artifact import (
     Manifest,
     SourceFile,
     TensorInfo,
+    files_of,
     is_artifact,
     sha256_of,
     write_manifest,
 )
 from adakron_export.card import model_card
+from adakron_export.companions import copy_companions
 from adakron_export.device import Device
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import package_versions, require
@@ -34,7 +36,6 @@ from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_
 from adakron_export.onnx_file import write_model
 from adakron_export.sides import tokenizer_folder
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
-from adakron_export.tokenizer_files import copy_tokenizer
 from adakron_export.validation.parity import ParityReport
 from adakron_export.validation.tolerance import Tolerance, tolerance_for
 from adakron_export.verify import find_overflow, prove
@@ -183,8 +184,8 @@ class _Making:
                             per_token=rung.per_token)  # fmt: skip
         manifest = describe(graph)
         self.progress("write the model")
-        for file in folder.iterdir():  # of what was tried before
-            file.unlink()
+        for name in files_of(folder):  # of what was tried before
+            (folder / name).unlink()
         _write_model(graph, self.found, self.model, folder)
         if calibrate is not None:
             _write_json(folder / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibrate.token_ids})
@@ -308,7 +309,7 @@ def _write_model(graph: ir.Model, found: Checkpoint, model: PeftModel, folder: P
     config = model.get_base_model().config
     config.architectures = [type(model.get_base_model()).__name__]
     config.to_json_file(folder / "config.json")
-    copy_tokenizer((found.folder, found.backbone_folder), folder)
+    copy_companions((found.folder, found.backbone_folder), folder)
 
 
 def _sources(found: Checkpoint) -> tuple[SourceFile, ...]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adakron_export.artifact import REWRITES_KEY, Artifact, is_artifact, open_artifact
+from adakron_export.artifact import REWRITES_KEY, Artifact, files_of, is_artifact, open_artifact
 
 if TYPE_CHECKING:
     from adakron_export.adapter.checkpoint import Checkpoint
@@ -181,6 +181,6 @@ def _inspect_artifact(artifact: Artifact) -> ArtifactInfo:
         integer_products=integer_products(model),
         adapters=adapters,
         parameters=sum(value.const_value.size for value in model.graph.initializers.values() if value.const_value),
-        file_bytes={file.name: file.stat().st_size for file in sorted(artifact.folder.iterdir())},
+        file_bytes={name: (artifact.folder / name).stat().st_size for name in files_of(artifact.folder)},
         parity=artifact.parity(),
     )

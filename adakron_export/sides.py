@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adakron_export.artifact import Artifact, Manifest, is_artifact, open_artifact
+from adakron_export.companions import tokenizer_source
 from adakron_export.device import Device
 from adakron_export.engines.folder import EngineFolder, is_engine, open_engine
 from adakron_export.input_space import exported_space, model_space
@@ -110,8 +111,8 @@ def graph_runner(model: ir.Model, manifest: Manifest) -> OrtRunner:
 
 
 def tokenizer_folder(found: Checkpoint) -> Path:
-    """Where a checkpoint's tokenizer is: beside the adapter, or with the backbone."""
-    return found.folder if (found.folder / "tokenizer.json").is_file() else found.backbone_folder
+    """Where a checkpoint's tokenizer is: beside the adapter, or with the backbone, as the artifact gets it."""
+    return tokenizer_source((found.folder, found.backbone_folder)) or found.backbone_folder
 
 
 def task_of_exported(path: str | Path) -> str | None:

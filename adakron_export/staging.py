@@ -36,7 +36,7 @@ def staged_folder(final: Path) -> Iterator[Path]:
 
 def put_in_place(staged: Path, final: Path) -> None:
     """Make ``staged`` be ``final`` in one step; what stood there before is gone after it."""
-    for file in staged.iterdir():
+    for file in staged.rglob("*"):
         _sync(file)
     # mkdtemp makes private folders; the result should be as readable as any other folder.
     umask = os.umask(0)

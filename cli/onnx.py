@@ -62,10 +62,11 @@ def _print(result: Any) -> None:
         click.echo(f"{result.folder} was not written; --force writes it all the same, and --atol and "
                    "--max-accuracy-drop set other limits")  # fmt: skip
         return
-    files = sorted(file for file in result.folder.iterdir())
+    from adakron_export.artifact import files_of
+
     click.echo(f"wrote {result.folder}")
-    for file in files:
-        click.echo(f"  {file.name:<28}{options.size(file.stat().st_size):>10}")
+    for name in files_of(result.folder):
+        click.echo(f"  {name:<28}{options.size((result.folder / name).stat().st_size):>10}")
     if result.parity is None:
         click.echo("not validated")
     click.echo(f"next: adakron-export inspect {result.folder}")

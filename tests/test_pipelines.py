@@ -96,24 +96,6 @@ def test_image_classification(tmp_path):
     assert_same(found, expected)
 
 
-def test_sentence_embedding_follows_the_backbones_pooling(tmp_path):
-    from adakron_export import open_runner
-
-    checkpoint = save_checkpoint(tmp_path, "bert", Task.FEATURE_EXTRACTION)
-    (tmp_path / "backbone/1_Pooling").mkdir()
-    (tmp_path / "backbone/1_Pooling/config.json").write_text(
-        '{"pooling_mode_cls_token": true, "word_embedding_dimension": 32}'
-    )
-    (tmp_path / "backbone/modules.json").write_text('[{"type": "sentence_transformers.models.Normalize"}]')
-    assert export_onnx(checkpoint, tmp_path / "out").written
-    ids = np.array([[2, 30, 40, 3], [2, 50, 1, 1]])
-    batch = {"input_ids": ids, "attention_mask": (ids != 1).astype(np.int64), "token_type_ids": np.zeros_like(ids)}
-    outputs = open_runner(tmp_path / "out").run(batch)
-    first = outputs["last_hidden_state"][:, 0]
-    expected = first / np.linalg.norm(first, axis=-1, keepdims=True)
-    np.testing.assert_allclose(outputs["sentence_embedding"], expected, atol=1e-6)
-
-
 def test_tokenizer_opens_from_the_artifact(demo_artifact, tokenizer):
     assert AutoTokenizer.from_pretrained(demo_artifact)(TEXTS[0]) == tokenizer(TEXTS[0])
 

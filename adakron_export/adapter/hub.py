@@ -6,10 +6,11 @@ from pathlib import Path
 
 from adakron_export.errors import AdaKronError
 
-_METADATA = ("*.json", "*.txt", "*.model", "*.jinja")
+_METADATA = ("*.json", "*.txt", "*.model", "*.jinja", "*.codes")
 _ADAPTER = (*_METADATA, "adapter_*")
-_BACKBONE = (*_METADATA, "model*.safetensors")
-_OLD_BACKBONE = (*_METADATA, "pytorch_model*.bin")
+_SENTENCE = ("*_Dense/*", "*_LayerNorm/*")  # modules of sentence-transformers behind the backbone
+_BACKBONE = (*_METADATA, *_SENTENCE, "model*.safetensors")
+_OLD_BACKBONE = (*_METADATA, *_SENTENCE, "pytorch_model*.bin")
 
 
 def adapter_folder(name: str, *, error: type[AdaKronError]) -> Path:

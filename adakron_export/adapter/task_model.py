@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from adakron_export.adapter.pooling import Pooling, pool
+from adakron_export.adapter.pooling import SentenceEmbedding
 from adakron_export.errors import ExportError
 from adakron_export.tasks import Task
 
@@ -57,11 +58,11 @@ def signature_of(config: Any, task: Task) -> Signature:
 class TaskModel(nn.Module):
     """A transformers model behind its `Signature`: tensors in by position, a tuple of fp32 tensors out."""
 
-    def __init__(self, model: nn.Module, task: Task, *, pooling: Pooling) -> None:
+    def __init__(self, model: nn.Module, task: Task, *, pooling: SentenceEmbedding | None = None) -> None:
         super().__init__()
         self.model = model
         self.task = task
-        self.pooling = pooling
+        self.pooling = copy.deepcopy(pooling or SentenceEmbedding()).to(next(model.parameters()).dtype)
         self.config: Any = model.config
         self.signature = signature_of(self.config, task)
 
@@ -76,7 +77,7 @@ class TaskModel(nn.Module):
 
     def _output(self, name: str, outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
         if name == "sentence_embedding":
-            return pool(outputs.last_hidden_state, inputs["attention_mask"], self.pooling)
+            return cast(Tensor, self.pooling(outputs.last_hidden_state, inputs["attention_mask"]))
         tensor = getattr(outputs, name, None)
         if not isinstance(tensor, Tensor):
             raise ExportError(f"a {type(self.model).__name__} has no output {name!r} for {self.task.value}")

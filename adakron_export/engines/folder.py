@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import TensorInfo, read_tensors, sha256_of
+from adakron_export.artifact import TensorInfo, files_of, is_inside, read_tensors, sha256_of
 from adakron_export.engines.flavors import FLAVORS
 from adakron_export.engines.profiles import Bounds
 from adakron_export.errors import AdaKronError, EngineError
@@ -90,7 +90,7 @@ def is_engine(path: Path) -> bool:
 
 def write_engine_manifest(folder: Path, manifest: EngineManifest) -> EngineFolder:
     """Write the manifest, with the sha256 of every file that is there."""
-    files = {file.name: sha256_of(file) for file in sorted(folder.iterdir()) if file.name != MANIFEST}
+    files = {name: sha256_of(folder / name) for name in files_of(folder) if name != MANIFEST}
     content = {"format_version": FORMAT_VERSION, **asdict(manifest), "files": files}
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return open_engine(folder)
@@ -132,7 +132,7 @@ def _read(path: Path) -> EngineManifest:
         raise EngineError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION or not usable:
         raise EngineError(f"{path}: not a manifest that this release reads; build the engine again")
-    outside = [name for name in names if Path(name).name != name]
+    outside = [name for name in names if not is_inside(name)]
     if outside:
         raise EngineError(f"{path}: names files outside its folder: {', '.join(outside)}")
     return manifest

@@ -211,7 +211,7 @@ class _Run:
         """Put the finished checkpoint in the place of the run, in one step."""
         from adakron_export.adapter.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
         from adakron_export.staging import put_in_place, staged_folder
-        from adakron_export.tokenizer_files import copy_tokenizer
+        from adakron_export.companions import copy_companions
         from adakron_export.training import state
         from adakron_export.training.card import training_card
         from adakron_export.training.curves import draw_curves
@@ -227,7 +227,7 @@ class _Run:
             settings |= {"base_model_name_or_path": source.name, "revision": source.revision}  # it may have moved
             _write_json(staged / ADAPTER_CONFIG, settings)
             trainer.model.get_base_model().config.to_json_file(staged / "config.json")
-            copy_tokenizer((source.folder,), staged)
+            copy_companions((source.folder,), staged)
             _keep_padding(staged / "tokenizer_config.json", load_tokenizer(source).pad_token)
             if (run / "tensorboard").is_dir():
                 shutil.copytree(run / "tensorboard", staged / "tensorboard")
