@@ -106,6 +106,7 @@ class Manifest:
         per_token: Whether every product in int8 has a scale per token; else only those with fewer columns than rows.
         calibrated_on: The text that int8 or fp8 with fixed scales was calibrated on.
         tuning: What `tune` found.
+        plain_tokenizer: Whether ``tokenizer.json`` alone gives what transformers' tokenizer gives.
         versions: Of the packages that made it.
         files: sha256 of every file but the manifest itself.
     """
@@ -126,6 +127,7 @@ class Manifest:
     per_token: bool = False
     calibrated_on: str | None = None
     tuning: Tuning | None = None
+    plain_tokenizer: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
 
@@ -192,17 +194,27 @@ def is_artifact(path: Path) -> bool:
     return (path / MANIFEST).is_file()
 
 
-def open_artifact(folder: str | Path) -> Artifact:
-    """Open an exported folder.
+def check_artifact(folder: str | Path) -> Path:
+    """Its path, if it looks like an exported folder; a look that costs nothing.
 
     Raises:
-        ArtifactError: It is none, it is of a newer format, or a file of it changed since it was written.
+        ArtifactError: It does not.
     """
     path = Path(folder)
     if not path.is_dir():
         raise ArtifactError(f"{path}: no such folder")
     if not is_artifact(path):
         raise ArtifactError(f"{path}: not an artifact ({MANIFEST} is missing); make one with `adakron-export onnx`")
+    return path
+
+
+def open_artifact(folder: str | Path) -> Artifact:
+    """Open an exported folder.
+
+    Raises:
+        ArtifactError: It is none, it is of a newer format, or a file of it changed since it was written.
+    """
+    path = check_artifact(folder)
     artifact = Artifact(path, _read_manifest(path / MANIFEST))
     changed = artifact.changed_files()
     if changed:
@@ -299,6 +311,7 @@ def _parse(content: dict[str, Any]) -> Manifest:
     _require(manifest.task in list(Task), f"task is {manifest.task!r}")
     _require(manifest.dtype in DTYPES, f"dtype is {manifest.dtype!r}")
     _require(manifest.float_dtype in ("fp32", *HALF_DTYPES), f"float_dtype is {manifest.float_dtype!r}")
+    _require(type(manifest.plain_tokenizer) is bool, f"plain_tokenizer is {manifest.plain_tokenizer!r}")
     _require(type(manifest.per_token) is bool, f"per_token is {manifest.per_token!r}")
     _require(isinstance(manifest.calibrated_on, str | None), f"calibrated_on is {manifest.calibrated_on!r}")
     _require(type(manifest.opset) is int, f"opset is {manifest.opset!r}")

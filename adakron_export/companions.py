@@ -71,7 +71,9 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     if not file.is_file():
         return []
     rows = json.loads(file.read_text(encoding="utf-8"))
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and isinstance(row.get("type"), str) for row in rows):
+    if not isinstance(rows, list) or not all(
+        isinstance(row, dict) and isinstance(row.get("type"), str) for row in rows
+    ):
         raise ValueError(f"{file}: not a list of modules")
     for row in rows:
         path = row.get("path", "")

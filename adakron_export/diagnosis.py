@@ -125,7 +125,9 @@ def _traced_checkpoint(
     return _Traced(layers, nodes, fresh, adapters)
 
 
-def _exported_anew(checkpoint: Checkpoint, artifact: Artifact, pooling: SentenceEmbedding, batch: NamedBatch) -> ir.Model:
+def _exported_anew(
+    checkpoint: Checkpoint, artifact: Artifact, pooling: SentenceEmbedding, batch: NamedBatch
+) -> ir.Model:
     """The checkpoint as a graph of the same dtype, opset and target.
 
     Fixed scales are found on the batch itself, after the artifact's own smoothing, so that values compare.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adakron_export.companions import copy_companions
 from adakron_export.artifact import DTYPES, INT4, MODEL, MODEL_DATA, Artifact, is_artifact, open_artifact
+from adakron_export.companions import copy_companions
 from adakron_export.engines.builder import BuiltEngine, EngineOptions, build_engine
 from adakron_export.engines.flavors import Flavor, flavor_named
 from adakron_export.engines.folder import (

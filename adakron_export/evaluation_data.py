@@ -161,7 +161,7 @@ def read_evaluation(
     for note in rows.notes:
         say(note)
     labelled = task in TASKS and task is not Task.TEXT_GENERATION and len(rows.columns) > 1
-    columns = choose_columns(rows, recipe, glue_task(source)) if labelled else _text_column(rows, task)
+    rows, columns = choose_columns(rows, recipe, glue_task(source)) if labelled else (rows, _text_column(rows, task))
     say(columns.describe())
     if labelled:
         from adakron_export.training.features import Tokenisation
@@ -223,13 +223,16 @@ def model_labels(config: Mapping[str, Any], task: Task) -> Labels:
     if task is Task.QUESTION_ANSWERING:
         return Labels(None)
     by_id = {int(index): str(name) for index, name in (config.get("id2label") or {}).items()}
-    names = tuple(by_id[index] for index in sorted(by_id))
+    names = tuple(by_id.get(index, f"LABEL_{index}") for index in range(max(by_id, default=-1) + 1))
+    synonyms = {str(index): index for index in range(len(names))} if task is Task.TOKEN_CLASSIFICATION else {}
     if all(re.fullmatch(r"LABEL_\d+", name) for name in names):  # transformers' names for classes without one
+        synonyms = {name: index for index, name in enumerate(names)}
         names = tuple(str(index) for index in range(len(names)))
-    if task is Task.TOKEN_CLASSIFICATION:
-        return Labels(None, names, origin="the model")
+    if task is Task.TOKEN_CLASSIFICATION:  # data sets often have the numbers of tags
+        return Labels(None, names, origin="the model", synonyms=synonyms)
     problem = config.get("problem_type") or (REGRESSION if len(names) == 1 else SINGLE)
-    return Labels(problem, () if problem == REGRESSION else names, origin="the model")
+    names = () if problem == REGRESSION else names
+    return Labels(problem, names, origin="the model", synonyms=synonyms if names else {})
 
 
 def _text_column(rows: Rows, task: Task) -> Columns:

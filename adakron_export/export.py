@@ -25,7 +25,7 @@ from adakron_export.artifact import (
     write_manifest,
 )
 from adakron_export.card import model_card
-from adakron_export.companions import copy_companions
+from adakron_export.companions import copy_companions, has_tokenizer
 from adakron_export.device import Device
 from adakron_export.errors import ArtifactError, ExportError
 from adakron_export.extras import package_versions, require
@@ -36,6 +36,8 @@ from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_
 from adakron_export.onnx_file import write_model
 from adakron_export.sides import tokenizer_folder
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
+from adakron_export.tasks import Task
+from adakron_export.tokenization import is_plain, largest_id, padding_id
 from adakron_export.validation.parity import ParityReport
 from adakron_export.validation.tolerance import Tolerance, tolerance_for
 from adakron_export.verify import find_overflow, prove
@@ -189,7 +191,25 @@ class _Making:
         _write_model(graph, self.found, self.model, folder)
         if calibrate is not None:
             _write_json(folder / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibrate.token_ids})
-        return Artifact(folder, manifest)
+        plain = has_tokenizer(folder) and _check_tokenizer(folder, self.folded, self.progress)
+        return Artifact(folder, replace(manifest, plain_tokenizer=plain))
+
+
+def _check_tokenizer(folder: Path, model: TaskModel, progress: Progress) -> bool:
+    """Whether ``tokenizer.json`` is all that is needed; one that does not fit the model is refused."""
+    try:
+        plain = is_plain(folder, decodes=model.task in (Task.TEXT_GENERATION, Task.FILL_MASK))
+        largest = largest_id(folder)
+    except ArtifactError as error:  # it may need packages that are not here
+        progress(f"  warning: {error}")
+        return False
+    size = getattr(model.config, "vocab_size", None)
+    if size is not None and largest >= size:
+        raise ExportError(
+            f"the tokenizer has a token {largest}, where the model's embedding has {size} rows; it is of another "
+            "model, or tokens were added and the embedding was not saved with the adapter"
+        )
+    return plain
 
 
 def _read_text(
@@ -253,7 +273,7 @@ def _check_padding(model: PeftModel) -> None:
     """A decoder that classifies looks for its last token that is no padding."""
     base = model.get_base_model()
     decoder = hasattr(base, "score")
-    if decoder and base.config.pad_token_id is None:
+    if decoder and padding_id(base.config.to_dict()) is None:
         raise ExportError(
             f"a {type(base).__name__} needs a padding token to find the last token of each text; set pad_token_id "
             "in the config.json beside the adapter (for GPT-2 its end-of-text token, 50256, is usual)"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from adakron_export.artifact import Artifact
 from adakron_export.engines.folder import EngineFolder
 from adakron_export.errors import AdaKronError, ArtifactError
+from adakron_export.tokenization import padding_id
 from adakron_export.validation.batches import InputSpace
 
 if TYPE_CHECKING:
@@ -73,16 +74,16 @@ def _space(names: tuple[str, ...], config: Mapping[str, Any], longest: int | Non
         shape = (config.get("num_channels", 3), size, size)
         return InputSpace(names, vocab_size=0, pad_id=0, max_length=0, image_shape=shape)
     special, frame = _special_tokens(folder)
-    pad = config.get("pad_token_id")
     return InputSpace(
         names,
         vocab_size=int(config["vocab_size"]),
-        pad_id=0 if pad is None else int(pad),
+        pad_id=padding_id(config) or 0,
         max_length=min(longest or config.get("max_position_embeddings") or VALIDATED_LENGTH, VALIDATED_LENGTH),
         special_ids=frozenset(special.values()),
         frame=frame,
         # A padded first token whose window holds only padding attends to nothing: PyTorch leaves its value open.
-        left_padding=config.get("local_attention") is None,
+        left_padding=config.get("local_attention") is None and not config.get("is_decoder"),
+        token_types=max(1, config.get("type_vocab_size") or 1),
     )
 
 

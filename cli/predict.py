@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,43 +13,75 @@ from adakron_export.errors import AdaKronError
 
 from . import options
 
+_SHOWN_NUMBERS = 6
+
 
 @click.command()
 @click.argument("artifact")
-@click.option("--text", multiple=True, help="A text; may be given several times.")
-@click.option("--input", "input_file", type=click.Path(exists=True, dir_okay=False), help="A file, one text a line.")
+@click.option("--text", "--question", "texts", multiple=True, help="A text, or a question; repeatable.")
+@click.option("--pair", "--context", "pairs", multiple=True, help="Its second text, or its context; repeatable.")
+@click.option("--input", "input_file", metavar="FILE", help="Text, CSV, TSV, JSON or Parquet; - reads lines.")
+@click.option("--text-column", metavar="NAME", help="Of a table; guessed by default.")
+@click.option("--pair-column", metavar="NAME", help="Of a second text or context.")
+@click.option("--header/--no-header", default=None, help="Whether a table's first line names its columns.")
+@click.option("--delimiter", metavar="TEXT", help="Between the cells of a table.")
 @click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write JSON lines there instead of printing.")
+@click.option("--batch-size", default=16, show_default=True, help="The most texts that run together.")
+@click.option("--top-k", type=int, metavar="N", help="Classes or tokens to give.")
+@click.option("--max-new-tokens", type=int, metavar="N", help="To write, in text generation.")
 @options.device
 @options.as_json
 def predict(
-    artifact: str, text: tuple[str, ...], input_file: str | None, output: str | None, device: str, as_json: bool
-) -> None:
-    """Run ARTIFACT on texts."""
+    artifact: str, texts: tuple[str, ...], pairs: tuple[str, ...], input_file: str | None, output: str | None,
+    *, as_json: bool, text_column: str | None, pair_column: str | None, header: bool | None, delimiter: str | None,
+    **settings: Any,
+) -> None:  # fmt: skip
+    """Run ARTIFACT on texts.
+
+    A question is answered from its context: --question "Who was it?" --context "It was Anna."
+    """
+    from adakron_export.artifact import check_artifact
+
+    check_artifact(artifact)
+    inputs = _said(texts, pairs)
+    if input_file is not None:
+        from adakron_export.text_input import read_texts
+
+        source = sys.stdin.buffer if input_file == "-" else Path(input_file)
+        inputs += read_texts(source, text_column=text_column, pair_column=pair_column, header=header,
+                             delimiter=delimiter)  # fmt: skip
     from adakron_export import predict as run
 
-    texts = [*text, *(_lines(Path(input_file)) if input_file else [])]
-    results = run(artifact, texts, device=device, progress=options.stage_printer())
-    rows = [{"text": line, "result": result} for line, result in zip(texts, results, strict=True)]
+    results = run(artifact, inputs, progress=options.stage_printer(), **settings)
+    rows = [{"text": text, "result": result} for text, result in zip(inputs, results, strict=True)]
     if output:
-        lines = "".join(json.dumps(row, default=str, ensure_ascii=False) + "\n" for row in rows)
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         Path(output).write_text(lines, encoding="utf-8")
         click.echo(f"wrote {len(rows)} results to {output}")
     elif as_json:
         options.print_json(rows)
     else:
         for row in rows:
-            click.echo(f"{row['text']}\n    {_line(row['result'])}")
+            click.echo(row["text"] if isinstance(row["text"], str) else " | ".join(row["text"]))
+            for line in _lines(row["result"]):
+                click.echo(f"    {line}")
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise AdaKronError(f"{path}: not UTF-8 text (byte {error.start}); convert it first") from error
+def _said(texts: tuple[str, ...], pairs: tuple[str, ...]) -> list[Any]:
+    if pairs and len(pairs) != len(texts):
+        raise AdaKronError(f"there are {len(texts)} texts and {len(pairs)} second ones; give one for each")
+    return list(zip(texts, pairs, strict=True)) if pairs else list(texts)
 
 
-def _line(result: Any) -> str:
-    if isinstance(result, dict) and "label" in result:
-        return f"{result['label']}  {result['score']:.3f}"
-    text = json.dumps(result, default=str, ensure_ascii=False)
-    return text if len(text) <= 300 else text[:297] + "..."
+def _lines(result: Any) -> list[str]:
+    """An answer as people read it."""
+    if isinstance(result, list) and result and isinstance(result[0], float):
+        numbers = ", ".join(f"{number:.4f}" for number in result[:_SHOWN_NUMBERS])
+        return [f"[{numbers}{', ...' if len(result) > _SHOWN_NUMBERS else ''}] ({len(result)} numbers)"]
+    if isinstance(result, list):
+        return [line for each in result for line in _lines(each)] or ["nothing found"]
+    if "generated_text" in result:
+        return [result["generated_text"]]
+    name = next(result[key] for key in ("label", "entity_group", "token_str", "answer") if key in result)
+    where = f"  {result['word']!r} ({result['start']}-{result['end']})" if "word" in result else ""
+    return [f"{name}  {result['score']:.3f}{where}"]

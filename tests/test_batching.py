@@ -49,7 +49,7 @@ def test_outputs_are_those_of_each_text_alone(model_type, task, tmp_path):
     texts = [{name: text[name] for name in runner.input_names if name != "attention_mask"} for text in texts]
     expected = [
         runner.run({**{name: np.array([ids]) for name, ids in text.items()},
-                    "attention_mask": np.ones((1, len(text["input_ids"])))})["logits"][0]
+                    "attention_mask": np.ones((1, len(text["input_ids"])), dtype=np.int64)})["logits"][0]
         for text in texts
     ]  # fmt: skip
     shapes = counted(runner)

@@ -207,7 +207,7 @@ def test_stages_are_told_in_order(tmp_path):
     export_onnx(DEMO, tmp_path / "out", progress=stages.append)
     kinds = [stage for stage in stages if not stage.startswith("batch")]
     assert [stage.split()[0] for stage in kinds] == ["load", "fold", "export", "write", "validate"]
-    assert sum(stage.startswith("batch") for stage in stages) == 9
+    assert sum(stage.startswith("batch") for stage in stages) == 10
 
 
 def test_export_leaves_no_trace_of_where_it_was_made(demo_artifact):

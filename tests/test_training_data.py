@@ -148,7 +148,7 @@ def test_glue_by_name(monkeypatch, name):
         ("text,label\na,x\nb,\nc,y\n", r"1 of 3 rows have no label in 'label': .*train.csv:3"),
         ("text,label\na,1.5\nb,nan\nc,2.5\n", r"1 of 3 rows have no label.*train.csv:3"),
         ("text,label\na,x\nb\n", r"2 columns, others have more or fewer: .*train.csv:3"),
-        ("one,two,three\na b,c d,e f\ng h,i j,k l\n", "cannot tell which column is which.*--text-column"),
+        ("one,two,three\na b,c d,e f\ng h,i j,k l\n", "may be a header or data; pass --header or --no-header"),
         ('text,label\na,x\n"b,y\n', r"train.csv:3: unexpected end of data"),
         ("text,text\na,x\n", "two columns have the same name"),
     ],
@@ -165,9 +165,9 @@ def test_what_is_not_text_is_refused(tmp_path):
     file.write_bytes("text\tlabel\ngood\t1\ncaf\xe9\t0\n".encode("latin1"))
     with pytest.raises(DataError, match=r"train.tsv:3: not UTF-8 \(byte 3 of the line\).*iconv"):
         load(file)
-    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b"}\n')
-    with pytest.raises(DataError, match=r"train.jsonl:2: has text where the lines before have text, label"):
-        load(tmp_path / "train.jsonl")
+    (tmp_path / "train.jsonl").write_text('{"text": "a", "label": 1}\n{"text": "b"}\n{"text": "c", "label": 0}\n')
+    with pytest.raises(DataError, match=r"1 of 3 rows have no label in 'label': .*train.jsonl:2"):
+        load(tmp_path / "train.jsonl", eval_data=str(tmp_path / "train.jsonl"))
     (tmp_path / "train.parquet").write_bytes(b"nonsense")
     with pytest.raises(DataError, match="not a readable Parquet file"):
         load(tmp_path / "train.parquet")

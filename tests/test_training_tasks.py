@@ -20,7 +20,7 @@ from adakron_export.training.data import load_data
 from adakron_export.training.features import Tokenisation
 from adakron_export.training.labels import Labels
 from adakron_export.training.losses import count_terms, summed_loss, symmetric_divergence
-from adakron_export.training.metrics import IGNORED, sequence_metrics, spans, token_metrics
+from adakron_export.training.metrics import IGNORED, sequence_metrics, token_metrics
 from adakron_export.training.model import BackboneSource, count_parameters, load_tokenizer, load_trainable
 from adakron_export.training.reading import Rows
 from adakron_export.training.trainer import AdaKronTrainer, training_arguments
@@ -101,12 +101,6 @@ def test_words_learn_tags(bert, tmp_path):
     result = train_on(bert, rows, tmp_path)
     assert result.metrics["f1"] == 1.0
     assert export_onnx(tmp_path / "out", tmp_path / "artifact").written
-
-
-def test_spans():
-    assert spans(["B-PER", "I-PER", "O", "B-LOC", "B-LOC"]) == {(0, 1, "PER"), (3, 3, "LOC"), (4, 4, "LOC")}
-    assert spans(["I-PER", "I-LOC"]) == {(0, 0, "PER"), (1, 1, "LOC")}
-    assert spans(["NOUN", "O", "NOUN"]) == {(0, 0, "NOUN"), (2, 2, "NOUN")}
 
 
 def test_token_metrics_count_whole_spans():

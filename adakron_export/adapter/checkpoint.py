@@ -180,6 +180,8 @@ def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task)
         if bars:
             transformers_logging.enable_progress_bar()
     check_leftovers(name, model, info["unexpected_keys"])
+    if task is Task.TEXT_GENERATION:
+        _check_causal(name, model)
     model.name_or_path = name  # what PEFT writes down, also where the hub's cache holds it
     mismatched = [str(row[0]) for row in info.get("mismatched_keys", ())]
     new = {*info["missing_keys"], *mismatched}
@@ -192,6 +194,18 @@ def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task)
             f"shape: {first_few(sorted(body))}"
         )
     return model, new
+
+
+def _check_causal(name: str, model: PreTrainedModel) -> None:
+    """Raise where a later token changes what comes before: such a model has seen what it should write."""
+    ids = torch.tensor([[4, 5, 6, 7], [4, 5, 6, 8]]) % model.config.vocab_size
+    with torch.no_grad():
+        first, second = model.eval()(input_ids=ids).logits[:, 0]
+    if not torch.allclose(first, second, rtol=1e-4, atol=1e-4):
+        raise BackboneError(
+            f"backbone {name!r}: its {type(model).__name__} looks at later tokens, so that it cannot learn to write; "
+            'set "is_decoder": true in its config.json, or take a decoder, such as GPT-2 or Qwen'
+        )
 
 
 def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
@@ -272,7 +286,10 @@ def set_labels(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> None:
         "qa_outputs.weight",
     ):
         if name in tensors and config.num_labels != tensors[name].shape[0]:
-            config.num_labels = tensors[name].shape[0]
+            names = dict(config.id2label or {})
+            config.num_labels = tensors[name].shape[0]  # which gives all labels new names
+            config.id2label = {index: names.get(index, f"LABEL_{index}") for index in range(config.num_labels)}
+            config.label2id = {label: index for index, label in config.id2label.items()}
 
 
 def backbone_files(checkpoint: Checkpoint) -> list[Path]:

@@ -1,4 +1,4 @@
-"""What a backbone's files hold and transformers does not use: harmless, or another model than the one that was trained."""
+"""What a backbone's files hold and transformers does not use: harmless, or the sign of another model."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from transformers import PretrainedConfig, PreTrainedModel
 
 from adakron_export.errors import BackboneError, first_few
 
-# Tensors that nothing needs, by their names: buffers that older releases of transformers saved, and what reads the body.
+# Tensors that nothing needs, by their names, and why: buffers that older releases saved, and what reads the body.
 _HARMLESS = {
     r"(.*\.)?position_ids": "numbers the positions",
     r"(.*\.)?token_type_ids": "all zeros",
@@ -44,7 +44,7 @@ def check_leftovers(name: str, model: PreTrainedModel, unexpected: Iterable[str]
     )
     if lost:
         raise BackboneError(
-            f"backbone {name!r} has tensors that a {type(model).__name__} of this release of transformers does not use, "
+            f"backbone {name!r} has tensors that a {type(model).__name__} of this transformers release does not use, "
             f"so it would compute something else: {first_few(lost)}; such a backbone cannot be exported"
         )
 
@@ -59,6 +59,6 @@ def check_settings(name: str, config: PretrainedConfig) -> None:
     for setting, (harmless, architectures) in _READ_NO_MORE.items():
         if config.model_type in architectures and settings.get(setting, harmless) not in (None, harmless):
             raise BackboneError(
-                f"backbone {name!r} has {setting}: {settings[setting]!r}, which this release of transformers ignores: it "
+                f"backbone {name!r} has {setting}: {settings[setting]!r}, which this transformers release ignores: it "
                 f"computes with {harmless!r}, so the model would be another; such a backbone cannot be exported"
             )

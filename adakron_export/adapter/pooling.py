@@ -117,7 +117,9 @@ def read_pooling(folder: Path) -> SentenceEmbedding:
             config = folder / "1_Pooling" / "config.json"
             return SentenceEmbedding(_pooling(config.parent) if config.is_file() else None)
         kinds = [row["type"].rpartition(".")[2] for row in rows]
-        unknown = [row["type"] for row, kind in zip(rows, kinds, strict=True) if kind not in ("Transformer", *_MODULES)]
+        unknown = [
+            row["type"] for row, kind in zip(rows, kinds, strict=True) if kind not in ("Transformer", *_MODULES)
+        ]
         if unknown or kinds[:2] != ["Transformer", "Pooling"] or not {"Transformer", "Pooling"}.isdisjoint(kinds[2:]):
             what = f"{', '.join(unknown)} cannot be exported" if unknown else f"{', '.join(kinds)} is no such chain"
             supported = ", ".join(name for name in _MODULES if name != "Pooling")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -10,6 +12,7 @@ from numpy.typing import NDArray
 
 from adakron_export.artifact import TensorInfo
 from adakron_export.errors import RunnerError
+from adakron_export.tokenization import padding_id
 
 Array = NDArray[Any]
 Batch = Mapping[str, Array]
@@ -63,11 +66,42 @@ def feed_of(batch: Batch, inputs: Sequence[TensorInfo], max_length: int | None) 
         RunnerError: The batch does not fit.
     """
     check_batch(batch, tuple(info.name for info in inputs))
+    check_values(batch)
     feed = {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype) for info in inputs}
     tokens = next(iter(feed.values())).shape[1]
     if max_length is not None and "input_ids" in feed and tokens > max_length:
         raise RunnerError(f"the batch is {tokens} tokens long, the model takes {max_length}; truncate the texts")
     return feed
+
+
+def check_values(batch: Batch) -> None:
+    """Raise where a value is of another kind than its input: it would be rounded, or read from another place.
+
+    Raises:
+        RunnerError: An id is no whole number or negative, a mask holds something else than 0 and 1, or a pixel is no
+            number.
+    """
+    for name, values in batch.items():
+        array = np.asarray(values)
+        if name == "pixel_values":
+            problem = "" if array.dtype.kind in "fiu" and np.isfinite(array).all() else "values that are no numbers"
+        elif array.dtype.kind not in "iub":
+            problem = f"values of dtype {array.dtype}, which are no whole numbers"
+        elif name == "attention_mask":
+            problem = "" if ((array == 0) | (array == 1)).all() else "values that are neither 0 nor 1"
+        else:
+            problem = "" if array.dtype.kind == "b" or (array >= 0).all() else "negative values"
+        if problem:
+            raise RunnerError(f"the input {name} has {problem}")
+
+
+def pad_of(folder: Path) -> int:
+    """The token that fills short texts, by the model's configuration; any where it has none and the mask hides it."""
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return 0
+    return (padding_id(config) if isinstance(config, dict) else None) or 0
 
 
 def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:

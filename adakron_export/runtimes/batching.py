@@ -15,6 +15,7 @@ from adakron_export.runtimes.ort import OrtRunner
 from adakron_export.runtimes.tensorrt import TensorRTRunner
 
 BATCH_SIZE = 16
+Outputs = dict[str, Array]  # of one text, by name
 _STEP = 4  # widths are multiples of it: few shapes for what plans, records or compiles each of them
 
 
@@ -52,12 +53,13 @@ def group_by_length(lengths: Sequence[int], *, batch_size: int = BATCH_SIZE, lon
 def run_texts(
     runner: OrtRunner | OpenVinoRunner | TensorRTRunner, texts: Sequence[Mapping[str, Sequence[int]]], *,
     batch_size: int = BATCH_SIZE,
-) -> list[dict[str, Array]]:  # fmt: skip
+) -> list[Outputs]:  # fmt: skip
     """Run tokenised texts of any lengths; the outputs come in the order of the texts.
 
     Args:
         runner: An opened artifact or engine, whose inputs are ids, mask and types of tokens.
-        texts: What a tokenizer makes of each, without padding: ``input_ids`` and perhaps ``token_type_ids``.
+        texts: What a tokenizer makes of each, without padding: ``input_ids`` and perhaps ``token_type_ids``. Short
+            ones are filled with the model's own token, so that no answer depends on its neighbours.
         batch_size: The most texts that run together.
 
     Returns:
@@ -67,7 +69,7 @@ def run_texts(
         RunnerError: The model takes something else, or a text is empty or longer than it takes.
     """
     manifest = runner.manifest
-    known = {"input_ids", "attention_mask", "token_type_ids"}
+    known = {"input_ids", "attention_mask", "token_type_ids", "position_ids"}
     if not known >= set(runner.input_names) or "input_ids" not in runner.input_names:
         raise RunnerError(
             f"run_texts makes {', '.join(sorted(known))}; the model takes {', '.join(runner.input_names)}"
@@ -78,9 +80,11 @@ def run_texts(
     if 0 in lengths:
         raise RunnerError(f"text {lengths.index(0)} has no tokens")
     per_token = {info.name for info in manifest.outputs if _follows_tokens(info)}
-    found: list[dict[str, Array]] = [{} for _ in texts]
+    found: list[Outputs] = [{} for _ in texts]
     for batch in group_by_length(lengths, batch_size=batch_size, longest=manifest.max_length):
-        outputs = runner.run(_padded([texts[row] for row in batch.rows], batch.tokens, runner.input_names))
+        outputs = runner.run(
+            _padded([texts[row] for row in batch.rows], batch.tokens, runner.input_names, runner.pad_id)
+        )
         for place, row in enumerate(batch.rows):
             found[row] = {
                 name: output[place, : lengths[row]] if name in per_token else output[place]
@@ -93,9 +97,10 @@ def _follows_tokens(info: TensorInfo) -> bool:
     return len(info.shape) > 1 and info.shape[1] == "sequence_length"
 
 
-def _padded(texts: Sequence[Mapping[str, Sequence[int]]], tokens: int, names: Sequence[str]) -> Batch:
-    """Padding is token 0 everywhere: nothing reads what the mask hides."""
+def _padded(texts: Sequence[Mapping[str, Sequence[int]]], tokens: int, names: Sequence[str], pad_id: int) -> Batch:
+    """Padding is on the right; a decoder that classifies finds the last token that is none by its id."""
     arrays = {name: np.zeros((len(texts), tokens), dtype=np.int64) for name in names}
+    arrays["input_ids"][:] = pad_id
     for row, text in enumerate(texts):
         for name, values in _filled(text, names):
             arrays[name][row, : len(values)] = values
@@ -106,5 +111,7 @@ def _filled(text: Mapping[str, Sequence[int]], names: Sequence[str]) -> Iterator
     for name in names:
         if name == "attention_mask":
             yield name, [1] * len(text["input_ids"])
+        elif name == "position_ids":
+            yield name, range(len(text["input_ids"]))
         elif name in text:
             yield name, text[name]

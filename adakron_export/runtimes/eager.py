@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adakron_export.adapter.task_model import TaskModel
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch, check_batch
+from adakron_export.runtimes.base import Array, Batch, check_batch, check_values
 
 
 class EagerRunner:
@@ -97,5 +97,6 @@ class EagerRunner:
 
     def _tensors(self, batch: Batch) -> list[Tensor]:
         check_batch(batch, self.input_names)
+        check_values(batch)
         tensors = [torch.from_numpy(np.ascontiguousarray(batch[name])).to(self.device) for name in self.input_names]
         return [tensor.to(self._floating) if tensor.is_floating_point() else tensor for tensor in tensors]

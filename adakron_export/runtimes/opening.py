@@ -12,6 +12,8 @@ from adakron_export.runtimes.openvino import OpenVinoRunner
 from adakron_export.runtimes.ort import OrtRunner
 from adakron_export.runtimes.tensorrt import TensorRTRunner
 
+ArtifactRunner = OrtRunner | OpenVinoRunner
+
 
 def open_runner(
     path: str | Path, *, device: str = "cpu", threads: int | None = None, backbone: str | Path | None = None
@@ -44,7 +46,7 @@ def open_runner(
 
 def open_on(
     artifact: Artifact, device: Device, *, threads: int | None = None, cuda_graphs: bool = False
-) -> OrtRunner | OpenVinoRunner:
+) -> ArtifactRunner:
     """Open an artifact with what computes on a device; arguments and errors are those of the runner."""
     if device is Device.OPENVINO:
         return OpenVinoRunner(artifact, threads=threads)

@@ -11,7 +11,7 @@ from adakron_export.artifact import Artifact
 from adakron_export.device import Device
 from adakron_export.errors import RunnerError
 from adakron_export.extras import require
-from adakron_export.runtimes.base import Array, Batch, feed_of
+from adakron_export.runtimes.base import Array, Batch, feed_of, pad_of
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -33,6 +33,7 @@ class OpenVinoRunner:
     def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
         ov = require("openvino", extra="openvino")
         self.manifest = manifest = artifact.manifest
+        self.pad_id = pad_of(artifact.folder)
         if manifest.float_dtype not in _PRECISIONS or (manifest.dtype == "int8" and not manifest.calibrated_on):
             raise RunnerError(
                 f"{artifact.folder} is in {manifest.dtype} for {manifest.target}, which OpenVINO computes slowly or "

@@ -15,7 +15,7 @@ from adakron_export.engines.folder import EngineFolder
 from adakron_export.engines.loading import LoadedEngine, load_engine
 from adakron_export.engines.profiles import Shape, bounds_text, choose_profile, shape_text, tensor_shape
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch, feed_of
+from adakron_export.runtimes.base import Array, Batch, feed_of, pad_of
 
 _RECORDED_SHAPES = 16  # each keeps a context, with memory for its activations
 
@@ -38,6 +38,7 @@ class TensorRTRunner:
 
     def __init__(self, folder: EngineFolder, *, cuda_graphs: bool = False) -> None:
         self.manifest = folder.manifest
+        self.pad_id = pad_of(folder.folder)
         self._loaded = load_engine(folder)
         self._memory = _GpuMemory()
         self._by_itself = cuda_graphs and self.manifest.flavor == "rtx"

@@ -48,7 +48,11 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
         self.folder = folder
         self.runner = runner
         self.task = Task(runner.manifest.task)
-        self.generation_config = GenerationConfig.from_model_config(config)
+        self.generation_config = (
+            GenerationConfig.from_pretrained(str(folder))
+            if (folder / "generation_config.json").is_file()
+            else GenerationConfig.from_model_config(config)
+        )
         self.generation_config.use_cache = False
         self.device = torch.device("cpu")
         self.dtype = torch.float32

@@ -19,13 +19,20 @@ History = Sequence[Mapping[str, Any]]
 
 
 def best_evaluation(history: History, metric: str) -> Mapping[str, Any] | None:
-    """The first of the best evaluations in a log, or ``None`` where no value is a number."""
+    """The best evaluation in a log, of equal ones that with the smallest loss; ``None`` where no value is a number."""
     best: Mapping[str, Any] | None = None
     for row in history:
         value = row.get(f"eval_{metric}", math.nan)
-        if not math.isnan(value) and (best is None or is_better(metric, value, best[f"eval_{metric}"])):
+        if not math.isnan(value) and (best is None or _is_better(metric, row, best)):
             best = row
     return best
+
+
+def _is_better(metric: str, row: Mapping[str, Any], than: Mapping[str, Any]) -> bool:
+    value, other = row[f"eval_{metric}"], than[f"eval_{metric}"]
+    if value == other:
+        return bool(row.get("eval_loss", math.inf) < than.get("eval_loss", math.inf))
+    return is_better(metric, value, other)
 
 
 def has_stopped(history: History, metric: str, patience: int | None) -> bool:

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from adakron_export.errors import DataError, first_few
-from adakron_export.training.columns import Columns, choose_columns
+from adakron_export.tasks import Task
+from adakron_export.training.columns import Columns, choose_columns, with_one_hot
 from adakron_export.training.glue import REPOSITORY, glue_task
-from adakron_export.training.labels import Labels, find_labels
+from adakron_export.training.labels import SINGLE, Labels, class_name, find_labels
 from adakron_export.training.metrics import metric_names
-from adakron_export.training.reading import EVAL_NAMES, Rows, read_files, read_hub, split_files
+from adakron_export.training.reading import EVAL_NAMES, SUFFIXES, Rows, read_files, read_hub, split_files
 from adakron_export.training.recipe import Recipe
+from adakron_export.training.tables import TableSettings
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,11 +55,13 @@ def load_data(recipe: Recipe, say: Callable[[str], None]) -> TrainingData:
     train, evaluation = read_source(recipe)
     for note in train.notes:
         say(note)
-    columns = choose_columns(train, recipe, glue)
+    train, columns = choose_columns(train, recipe, glue)
     say(columns.describe())
     if evaluation is None:
-        train, evaluation = _hold_out(train, recipe)
+        train, evaluation = _hold_out(train, columns, recipe)
         say(f"no evaluation data: {len(evaluation)} of {len(train) + len(evaluation)} rows are held out to choose on")
+    else:
+        evaluation = with_one_hot(evaluation, columns)
     missing = [name for name in (columns.text, columns.pair, columns.label) if name and name not in evaluation.columns]
     if missing:
         raise DataError(
@@ -93,34 +97,62 @@ def read_source(recipe: Recipe) -> tuple[Rows, Rows | None]:
     if glue is not None:
         train, evaluation = read_hub(REPOSITORY, (glue.evaluation,), config=recipe.data.partition(":")[2])
     else:
-        train, evaluation = _read(recipe.data)
+        train, evaluation = _read(recipe.data, recipe)
     if recipe.eval_data is not None:
-        evaluation = _read(recipe.eval_data)[0]
+        evaluation = _read(recipe.eval_data, recipe)[0]
     return train, evaluation
 
 
-def _read(source: str) -> tuple[Rows, Rows | None]:
-    path = Path(source)
+def _read(source: str, recipe: Recipe) -> tuple[Rows, Rows | None]:
+    path, settings = Path(source), TableSettings(recipe.delimiter, recipe.header)
     if path.exists():
         training, evaluation = split_files(path)
-        return read_files(training), read_files(evaluation) if evaluation else None
-    looks_like_a_path = path.suffix in (".tsv", ".csv", ".json", ".jsonl", ".parquet") or source.count("/") != 1
+        return read_files(training, settings), read_files(evaluation, settings) if evaluation else None
+    looks_like_a_path = path.name.lower().endswith(SUFFIXES) or source.count("/") != 1
     if looks_like_a_path:
         raise DataError(f"{source}: no such file or folder")
     name, _, config = source.partition(":")
     return read_hub(name, EVAL_NAMES, config=config or None)
 
 
-def _hold_out(rows: Rows, recipe: Recipe) -> tuple[Rows, Rows]:
-    """Some rows at random, the same for the same seed."""
+def _hold_out(rows: Rows, columns: Columns, recipe: Recipe) -> tuple[Rows, Rows]:
+    """Some rows at random, the same for the same seed; of each class its share, and never its last row."""
     count = max(1, round(len(rows) * recipe.eval_share))
     if count >= len(rows):
         raise DataError(f"{rows.places[0]}: {len(rows)} row(s) are too few to hold some out; pass --eval-data")
-    chosen = set(random.Random(recipe.seed).sample(range(len(rows)), count))  # noqa: S311, RUF100 - not for secrets
+    generator = random.Random(recipe.seed)  # noqa: S311, RUF100 - not for secrets
+    chosen = set(_share_of_each(_classes(rows, columns, recipe), count, generator))
+    if not chosen:
+        raise DataError(f"{rows.places[0]}: every class has one row, so none can be held out; pass --eval-data")
     return (
         rows.select([index for index in range(len(rows)) if index not in chosen]),
         rows.select(sorted(chosen)),
     )
+
+
+def _classes(rows: Rows, columns: Columns, recipe: Recipe) -> list[list[int]]:
+    """The rows of each class; all of them together where labels are no classes."""
+    if columns.task is Task.TEXT_CLASSIFICATION and columns.label is not None:
+        values = rows.columns[columns.label]
+        single = recipe.problem_type in (None, SINGLE) and recipe.label_separator is None
+        groups: dict[str, list[int]] = {}
+        for index, value in enumerate(values):
+            groups.setdefault(class_name(value), []).append(index)
+        if single and len(groups) <= len(rows) / 2:
+            return list(groups.values())
+    return [list(range(len(rows)))]
+
+
+def _share_of_each(groups: list[list[int]], count: int, generator: random.Random) -> list[int]:
+    """So many rows, as evenly over the groups as it goes, and not all of any."""
+    total = sum(map(len, groups))
+    exact = [count * len(group) / total for group in groups]
+    taken = [min(int(share), len(group) - 1) for share, group in zip(exact, groups, strict=True)]
+    by_rest = sorted(range(len(groups)), key=lambda index: taken[index] - exact[index])
+    for index in by_rest:
+        if sum(taken) < count and taken[index] < len(groups[index]) - 1:
+            taken[index] += 1
+    return [row for group, number in zip(groups, taken, strict=True) for row in generator.sample(group, number)]
 
 
 def _check_texts(rows: Rows, columns: Columns, say: Callable[[str], None]) -> None:
@@ -128,9 +160,19 @@ def _check_texts(rows: Rows, columns: Columns, say: Callable[[str], None]) -> No
         if name is None:
             continue
         values = rows.columns[name]
-        wrong = [place for value, place in zip(values, rows.places, strict=True) if not isinstance(value, (str, list))]
+        words = columns.task is Task.TOKEN_CLASSIFICATION and name == columns.text
+        wrong = [
+            place
+            for value, place in zip(values, rows.places, strict=True)
+            if not (isinstance(value, str) or (words and _is_words(value)))
+        ]
         if wrong:
-            raise DataError(f"{len(wrong)} rows have no text in {name!r}: {first_few(wrong, 3)}")
+            kind = "text, or list of words," if words else "text"
+            raise DataError(f"{len(wrong)} rows have no {kind} in {name!r}: {first_few(wrong, 3)}")
         empty = [place for value, place in zip(values, rows.places, strict=True) if not value or value == " "]
         if empty:
             say(f"warning: {len(empty)} rows have an empty {name!r}: {first_few(empty, 3)}")
+
+
+def _is_words(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(word, str) for word in value)

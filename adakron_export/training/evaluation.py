@@ -11,6 +11,7 @@ import numpy as np
 from adakron_export.tasks import Task
 from adakron_export.training.answers import AnswerSearch, answer_metrics
 from adakron_export.training.data import TrainingData
+from adakron_export.training.features import read_answers
 from adakron_export.training.metrics import sequence_metrics, token_metrics
 from adakron_export.training.recipe import Recipe
 
@@ -74,13 +75,7 @@ def find_answers(data: TrainingData, recipe: Recipe, features: Any, logits: Sequ
 
 def _expected_answers(data: TrainingData) -> list[list[str]]:
     assert data.columns.label is not None
-    return [_texts(value) for value in data.evaluation.columns[data.columns.label]]
-
-
-def _texts(value: Any) -> list[str]:
-    if isinstance(value, dict):
-        return list(value["text"])
-    return [value] if value else []
+    return [read_answers(value, "", "")[0] for value in data.evaluation.columns[data.columns.label]]
 
 
 def with_perplexity(metrics: dict[str, float], task: Task) -> dict[str, float]:

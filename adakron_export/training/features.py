@@ -10,7 +10,7 @@ from adakron_export.errors import DataError, first_few
 from adakron_export.extras import require
 from adakron_export.tasks import Task
 from adakron_export.training.columns import Columns
-from adakron_export.training.labels import Labels, as_words, encode_labels
+from adakron_export.training.labels import Labels, as_words, check_lists, encode_labels
 from adakron_export.training.metrics import IGNORED
 from adakron_export.training.reading import Rows
 from adakron_export.training.recipe import Recipe
@@ -77,6 +77,7 @@ class Tokenisation:
         else:
             inputs["labels"] = encode_labels(rows, columns, self.labels)
         if columns.task is Task.TOKEN_CLASSIFICATION:
+            check_lists(inputs["text"], rows.places, columns.text)
             inputs["text"] = [as_words(value) for value in inputs["text"]]
             _check_aligned(inputs, rows)
         return inputs
@@ -88,7 +89,7 @@ class Tokenisation:
             Task.QUESTION_ANSWERING: self._windows,
             Task.TEXT_GENERATION: self._continuations,
         }[self.columns.task]
-        features = make(batch)
+        features: Features = make(batch)
         features["length"] = [len(ids) for ids in features["input_ids"]]
         return features
 
@@ -110,6 +111,7 @@ class Tokenisation:
         return {**features, "labels": labels, "row": batch["row"], "unlabelled": unlabelled}
 
     def _windows(self, batch: Features) -> Features:
+        self._check_questions(batch["text"])
         encoded = self.tokenizer(
             batch["text"], batch["pair"], truncation="only_second", max_length=self.max_length,
             stride=min(self.recipe.doc_stride, self.max_length // 2), return_overflowing_tokens=True,
@@ -131,19 +133,27 @@ class Tokenisation:
             "row": [batch["row"][source] for source in sources],
         }
 
+    def _check_questions(self, questions: Sequence[str]) -> None:
+        """A window has room for the question and a token of its context at least."""
+        longest = max(questions, key=len)
+        for question in questions if len(longest) >= self.max_length // 2 else ():
+            tokens = len(self.tokenizer(question, "")["input_ids"])
+            if tokens + min(self.recipe.doc_stride, self.max_length // 2) >= self.max_length:
+                raise DataError(
+                    f"a question is {tokens} tokens long, which leaves its context no room within {self.max_length}: "
+                    f"{question[:60]!r}; shorten it, or raise --max-length"
+                )
+
     def _continuations(self, batch: Features) -> Features:
-        """Prompt and completion, of which the completion is learned; a text without one is learned whole."""
+        """Prompt and completion, of which the completion is learned; a text without one is learned whole.
+
+        Both are taken as they are given: a blank that should part them belongs to one of them.
+        """
         completions = batch.get("completion", [None] * len(batch["text"]))
         end = [self.tokenizer.eos_token_id] if self.tokenizer.eos_token_id is not None else []
         features: Features = {"input_ids": [], "labels": [], "row": batch["row"], "cut": [], "unlabelled": []}
         for text, completion in zip(batch["text"], completions, strict=True):
-            prompt = self.tokenizer(text)["input_ids"]
-            # A blank between the two belongs to the first word of the completion, as GPT-2's vocabulary has it.
-            tail = (
-                []
-                if completion is None
-                else self.tokenizer(" " + completion.lstrip(), add_special_tokens=False)["input_ids"]
-            )
+            prompt, tail = self._prompt_and_tail(text, completion)
             ids = [*prompt, *tail, *end]
             labels = [*(prompt if completion is None else [IGNORED] * len(prompt)), *tail, *end]
             features["cut"].append(len(ids) > self.max_length)
@@ -151,6 +161,16 @@ class Tokenisation:
             features["labels"].append(labels[: self.max_length])
             features["unlabelled"].append(all(label == IGNORED for label in labels[1 : self.max_length]))
         return features
+
+    def _prompt_and_tail(self, text: str, completion: str | None) -> tuple[list[int], list[int]]:
+        """The tokens of both: as one text has them, where the first ones are the prompt's own."""
+        prompt = list(self.tokenizer(text)["input_ids"])
+        if completion is None:
+            return prompt, []
+        whole = list(self.tokenizer(text + completion)["input_ids"])
+        if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+            return prompt, whole[len(prompt) :]
+        return prompt, list(self.tokenizer(completion, add_special_tokens=False)["input_ids"])
 
 
 def _rows_where(table: Any, column: str) -> list[int]:
@@ -193,23 +213,49 @@ def _answers(rows: Rows, columns: Columns) -> list[dict[str, list[Any]]]:
     """As SQuAD has them: ``text`` and ``answer_start``, both empty where there is no answer."""
     assert columns.label is not None
     assert columns.pair is not None
-    found = []
+    found: list[dict[str, list[Any]]] = []
     for value, context, place in zip(
         rows.columns[columns.label], rows.columns[columns.pair], rows.places, strict=True
     ):
-        if isinstance(value, dict) and {"text", "answer_start"} <= value.keys():
-            texts, starts = list(value["text"]), [int(start) for start in value["answer_start"]]
-        elif isinstance(value, str):
-            texts, starts = ([value], [context.find(value)]) if value else ([], [])
-        else:
-            raise DataError(
-                f"{place}: an answer is a text, or has `text` and `answer_start` as in SQuAD; found {value!r}"
-            )
+        texts, starts = read_answers(value, context, place)
         for text, start in zip(texts, starts, strict=True):
             if start < 0 or context[start : start + len(text)] != text:
                 raise DataError(f"{place}: the answer {text[:60]!r} does not stand in the context where it should")
         found.append({"text": texts, "answer_start": starts})
     return found
+
+
+def read_answers(value: Any, context: str, place: str) -> tuple[list[str], list[int]]:
+    """The answers to a question and where they begin, of every form in which data sets have them.
+
+    Args:
+        value: A text, a list of texts, an object with ``text`` and perhaps ``answer_start`` (each one value or a
+            list), or a list of such objects; nothing, or an empty one, where there is no answer.
+        context: Where an answer without a place is looked for.
+        place: For messages.
+
+    Raises:
+        DataError: It is none of these, or there are not as many places as texts.
+    """
+    if value is None or value in ("", [], {}):
+        return [], []
+    if isinstance(value, list):
+        parts = [read_answers(each, context, place) for each in value]
+        return [text for texts, _ in parts for text in texts], [start for _, starts in parts for start in starts]
+    if isinstance(value, str):
+        return [value], [context.find(value)]
+    if not isinstance(value, dict) or "text" not in value:
+        raise DataError(f"{place}: an answer is a text, or has `text` and `answer_start` as in SQuAD; found {value!r}")
+    texts = value["text"] if isinstance(value["text"], list) else [value["text"]]
+    given = value.get("answer_start")
+    if given is None:
+        given = [context.find(str(text)) for text in texts]
+    starts = given if isinstance(given, list) else [given]
+    if not all(isinstance(text, str) for text in texts) or not all(type(start) in (int, float) for start in starts):
+        raise DataError(f"{place}: an answer's text is no text, or its start no number: {value!r}")
+    if len(texts) != len(starts):
+        raise DataError(f"{place}: has {len(texts)} answers and {len(starts)} places where they begin")
+    return list(texts), [int(start) for start in starts]
 
 
 def _answer_tokens(offsets: Sequence[Sequence[int]], answers: dict[str, list[Any]]) -> tuple[int, int]:

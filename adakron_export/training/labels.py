@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from adakron_export.errors import DataError, first_few
@@ -25,12 +26,14 @@ class Labels:
         names: Of the classes in their order; empty without classes.
         separator: Between the labels of one text, where they stand in one string.
         origin: Who has these labels, for messages.
+        synonyms: Other names of classes, and which they are of.
     """
 
     problem_type: str | None
     names: tuple[str, ...] = ()
     separator: str | None = None
     origin: str = "the training data"
+    synonyms: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def id2label(self) -> dict[int, str]:
@@ -53,10 +56,10 @@ def find_labels(rows: Rows, columns: Columns, recipe: Recipe, *, is_regression: 
     """
     if columns.label is None or columns.task in (Task.QUESTION_ANSWERING, Task.TEXT_GENERATION):
         return Labels(None)
-    values = _present(rows, columns)
+    values = _present(rows, columns, several=recipe.problem_type == MULTI or recipe.label_separator is not None)
     if columns.task is Task.TOKEN_CLASSIFICATION:
-        names = _class_names(tag for value in values for tag in as_words(value))
-        return Labels(None, _at_least_two(names, rows))
+        tags = [tag for value in values for tag in as_words(value)]
+        return Labels(None, _at_least_two(_class_names(tags), rows, len(tags)))
     problem = recipe.problem_type or (REGRESSION if is_regression else _guess_problem(values, recipe))
     if problem == REGRESSION:
         numbers = [_number(value, place) for value, place in zip(values, rows.places, strict=True)]
@@ -72,7 +75,7 @@ def find_labels(rows: Rows, columns: Columns, recipe: Recipe, *, is_regression: 
     )
     if nested:
         raise DataError(f"{nested}: holds several labels, where {SINGLE} takes one; pass --problem-type {MULTI}")
-    return Labels(SINGLE, _at_least_two(_class_names(values), rows))
+    return Labels(SINGLE, _at_least_two(_class_names(values), rows, len(rows)))
 
 
 def encode_labels(rows: Rows, columns: Columns, labels: Labels) -> list[Any]:
@@ -81,10 +84,10 @@ def encode_labels(rows: Rows, columns: Columns, labels: Labels) -> list[Any]:
     Raises:
         DataError: A label is missing, NaN, or not among those of the training data.
     """
-    values = _present(rows, columns)
+    values = _present(rows, columns, several=labels.problem_type == MULTI)
     if labels.problem_type == REGRESSION:
         return [_number(value, place) for value, place in zip(values, rows.places, strict=True)]
-    numbers = {name: index for index, name in enumerate(labels.names)}
+    numbers = {**labels.synonyms, **{name: index for index, name in enumerate(labels.names)}}
     if labels.problem_type == SINGLE:
         known = [[class_name(value)] for value in values]
     elif labels.problem_type == MULTI:
@@ -95,7 +98,8 @@ def encode_labels(rows: Rows, columns: Columns, labels: Labels) -> list[Any]:
     if labels.problem_type == SINGLE:
         return [numbers[names[0]] for names in known]
     if labels.problem_type == MULTI:
-        return [[float(name in names) for name in labels.names] for names in known]
+        held = [{numbers[name] for name in names} for names in known]
+        return [[float(index in indices) for index in range(len(labels.names))] for indices in held]
     return [[numbers[name] for name in names] for names in known]
 
 
@@ -109,8 +113,11 @@ def _check_known(known: Sequence[Sequence[str]], rows: Rows, numbers: dict[str, 
 
 
 def class_name(value: Any) -> str:
-    """A label as a class is called: 1, 1.0 and ``1`` are the same."""
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    """A label as a class is called: ``true``, 1, 1.0 and their texts ``1`` and ``1.0`` are the same."""
+    if isinstance(value, bool) or (isinstance(value, float) and value.is_integer()):
+        return str(int(value))
+    text = str(value).strip()
+    return text.partition(".")[0] if re.fullmatch(r"-?\d+\.0+", text) else text
 
 
 def as_words(value: Any) -> list[Any]:
@@ -118,10 +125,11 @@ def as_words(value: Any) -> list[Any]:
     return list(value) if isinstance(value, (list, tuple)) else str(value).split()
 
 
-def _present(rows: Rows, columns: Columns) -> list[Any]:
-    """The values of the label column, none of them missing."""
+def _present(rows: Rows, columns: Columns, *, several: bool) -> list[Any]:
+    """The values of the label column, none of them missing; where a text can have several labels, it can have none."""
     assert columns.label is not None
-    values = rows.columns[columns.label]
+    values = [[] if several and value == "" else value for value in rows.columns[columns.label]]
+    check_lists(values, rows.places, columns.label)
     missing = [place for value, place in zip(values, rows.places, strict=True) if _is_missing(value)]
     if missing:
         raise DataError(
@@ -131,6 +139,20 @@ def _present(rows: Rows, columns: Columns) -> list[Any]:
     return values
 
 
+def check_lists(values: Sequence[Any], places: Sequence[str], column: str) -> None:
+    """Raise where a list is written as a text, as spreadsheets do: it would be taken for one label or word.
+
+    Raises:
+        DataError: It is.
+    """
+    for value, place in zip(values, places, strict=True):
+        if isinstance(value, str) and re.fullmatch(r"\[\s*(['\"].*['\"]|-?\d.*)?\s*\]", value.strip(), re.DOTALL):
+            raise DataError(
+                f"{place}: {column!r} holds a list written as a text, {value[:40]!r}; write the data as JSON lines, "
+                "where lists are lists, or with a separator (--label-separator)"
+            )
+
+
 def _is_missing(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
@@ -138,7 +160,7 @@ def _is_missing(value: Any) -> bool:
 
 
 def _guess_problem(values: Sequence[Any], recipe: Recipe) -> str:
-    if recipe.label_separator is not None or isinstance(values[0], (list, tuple)):
+    if recipe.label_separator is not None or all(isinstance(value, (list, tuple)) for value in values):
         return MULTI
     numbers = [_as_float(value) for value in values]
     if all(number is not None for number in numbers):
@@ -175,13 +197,14 @@ def _class_names(values: Iterable[Any]) -> tuple[str, ...]:
     return tuple(sorted(names))
 
 
-def _at_least_two(names: tuple[str, ...], rows: Rows) -> tuple[str, ...]:
+def _at_least_two(names: tuple[str, ...], rows: Rows, count: int) -> tuple[str, ...]:
     if len(names) < 2:
+        label = f"the label {names[0]!r}" if names else "no label"
         raise DataError(
-            f"every one of the {len(rows)} rows from {rows.places[0]} on has the label {names[0]!r}; "
-            "with one class there is nothing to learn"
+            f"every one of the {len(rows)} rows from {rows.places[0]} on has {label}; with one class there is nothing "
+            "to learn"
         )
-    if len(names) > 2 and len(names) > len(rows) / 2:
+    if len(names) > 2 and len(names) > count / 2:
         raise DataError(
             f"{len(names)} different labels in {len(rows)} rows, such as {first_few(names, 3)}; is that the label "
             "column? Pass --label-column, or --problem-type regression"

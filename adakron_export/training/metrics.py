@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adakron_export.errors import DataError, first_few
 from adakron_export.extras import require
 from adakron_export.tasks import Task
 from adakron_export.training.labels import MULTI, REGRESSION, Labels
@@ -19,8 +21,8 @@ IGNORED = -100  # the label that torch's cross entropy skips
 
 def metric_names(task: Task, labels: Labels) -> tuple[str, ...]:
     """What is measured for a task; the first decides which checkpoint is the best."""
-    if task is Task.TOKEN_CLASSIFICATION:
-        return ("f1", "precision", "recall", "accuracy")
+    if task is Task.TOKEN_CLASSIFICATION:  # numbers do not say which of them is outside of all spans
+        return ("accuracy",) if all(map(str.isdigit, labels.names)) else ("f1", "precision", "recall", "accuracy")
     if task is Task.QUESTION_ANSWERING:
         return ("f1", "exact_match")
     if task is Task.TEXT_GENERATION:
@@ -80,38 +82,53 @@ def _correlations(found: NDArray[Any], references: NDArray[Any]) -> dict[str, fl
 
 
 def token_metrics(logits: NDArray[Any], references: NDArray[Any], labels: Labels) -> dict[str, float]:
-    """Precision, recall and F1 of whole spans (CoNLL-2003), and the accuracy of the words.
+    """Precision, recall and F1 of whole spans, as seqeval has them in its strict mode, and the accuracy of the words.
 
-    Tags like ``B-PER`` and ``I-PER`` make spans; without such tags every word is a span of its own.
+    Tags without a prefix are spans of like neighbours. Tags that are numbers have no spans.
 
     Args:
         logits: ``[texts, tokens, classes]``.
         references: ``[texts, tokens]``, -100 where a token does not begin a word.
         labels: Their names.
     """
-    found = logits.argmax(-1)
+    best = logits.argmax(-1)
     kept = references != IGNORED
-    counts = np.zeros(3)  # found, expected, both
-    for row, wanted, mask in zip(found, references, kept, strict=True):
-        left = spans([labels.names[index] for index in row[mask]])
-        right = spans([labels.names[index] for index in wanted[mask]])
-        counts += (len(left), len(right), len(left & right))
-    precision, recall = (float(counts[2] / total) if total else 0.0 for total in counts[:2])
-    f1 = 2 * precision * recall / (precision + recall) if counts[2] else 0.0
-    accuracy = float((found == references)[kept].mean()) if kept.any() else 0.0
-    return {"f1": f1, "precision": precision, "recall": recall, "accuracy": accuracy}
+    accuracy = float((best == references)[kept].mean()) if kept.any() else 0.0
+    if all(map(str.isdigit, labels.names)):
+        return {"accuracy": accuracy}
+    names = _with_prefixes(labels.names)
+    expected, found = (
+        [[names[index] for index in row[mask]] for row, mask in zip(tags, kept, strict=True)]
+        for tags in (references, best)
+    )
+    metrics = require("seqeval.metrics", extra="train")
+    how = {"mode": "strict", "scheme": _scheme(names, expected), "zero_division": 0}
+    spans = {
+        "f1": metrics.f1_score(expected, found, **how),
+        "precision": metrics.precision_score(expected, found, **how),
+        "recall": metrics.recall_score(expected, found, **how),
+    }
+    return {**{name: float(value) for name, value in spans.items()}, "accuracy": accuracy}
 
 
-def spans(tags: Sequence[str]) -> set[tuple[int, int, str]]:
-    """The spans of a sentence as first word, last word and kind; ``O`` is outside of all."""
-    found: list[tuple[int, int, str]] = []
-    for index, tag in enumerate(tags):
-        if tag == "O":
-            continue
-        prefix, _, kind = tag.partition("-") if tag[:2] in ("B-", "I-", "E-", "S-") else ("B", "", tag)
-        continues = prefix in ("I", "E") and found and found[-1][1:] == (index - 1, kind)
-        if continues:
-            found[-1] = (found[-1][0], index, kind)
-        else:
-            found.append((index, index, kind))
-    return set(found)
+def _with_prefixes(names: Sequence[str]) -> list[str]:
+    prefixed = any(name[1:2] == "-" for name in names)
+    return [name if name == "O" or prefixed else f"I-{name}" for name in names]
+
+
+def _scheme(names: Sequence[str], expected: Sequence[Sequence[str]]) -> Any:
+    """What the tags follow: by their prefixes and, where I can begin a span, by the data."""
+    schemes = require("seqeval.scheme", extra="train")
+    prefixes = {name[0] for name in names if name != "O"}
+    for scheme, letters in ((schemes.IOBES, "BIES"), (schemes.BILOU, "BILU")):
+        if prefixes <= {*letters} and not prefixes <= {*"BI"}:
+            return scheme
+    if not prefixes <= {*"BI"}:
+        raise DataError(
+            f"the tags {first_few(sorted(names))} follow no scheme; write them as B- and I- with O, or with E- and "
+            "S-, or L- and U-"
+        )
+    begins_inside = any(
+        tag[:1] == "I" and before[1:] != tag[1:] for row in expected for before, tag in pairwise(["O", *row])
+    )
+    return schemes.IOB1 if "B" not in prefixes or begins_inside else schemes.IOB2

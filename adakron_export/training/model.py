@@ -22,6 +22,7 @@ from adakron_export.adapter.task_model import position_limit
 from adakron_export.adapter.tuner import PREFIX
 from adakron_export.errors import BackboneError, TrainingError, told_as
 from adakron_export.tasks import Task, auto_class, peft_task_type
+from adakron_export.tokenization import padding_id
 from adakron_export.training.labels import REGRESSION, Labels
 from adakron_export.training.recipe import Recipe
 
@@ -112,7 +113,7 @@ def make_config(config: PretrainedConfig, task: Task, labels: Labels, tokenizer:
         config.problem_type = labels.problem_type
     if task is Task.QUESTION_ANSWERING:
         config.num_labels = 2
-    if getattr(config, "pad_token_id", None) is None:
+    if padding_id(config.to_dict()) is None:
         config.pad_token_id = tokenizer.pad_token_id
     return config
 

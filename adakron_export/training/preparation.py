@@ -8,6 +8,7 @@ from typing import Any
 
 from transformers import PrinterCallback, set_seed
 
+from adakron_export.tokenization import padding_id
 from adakron_export.training.callbacks import Saving, Stopping, TensorBoard
 from adakron_export.training.data import TrainingData
 from adakron_export.training.evaluation import metrics_function
@@ -57,7 +58,7 @@ def prepare_trainer(
         recipe,
         task=task,
         problem_type=data.labels.problem_type,
-        pad_token_id=tokenizer.pad_token_id,
+        pad_token_id=_padding(model, tokenizer, say),
         special_ids=tokenizer.all_special_ids,
         args=arguments,
         train_dataset=features,
@@ -71,3 +72,13 @@ def prepare_trainer(
     )
     trainer.remove_callback(PrinterCallback)
     return trainer
+
+
+def _padding(model: Any, tokenizer: Any, say: Callable[[str], None]) -> int:
+    """The token that fills short texts: the model's, by which a decoder that classifies finds the end of a text."""
+    own = padding_id(model.config.to_dict())
+    if own is None:
+        return int(tokenizer.pad_token_id)
+    if own != tokenizer.pad_token_id:
+        say(f"warning: the tokenizer pads with {tokenizer.pad_token_id}, the model with {own}: the model's is taken")
+    return own

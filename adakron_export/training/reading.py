@@ -1,36 +1,28 @@
-"""Reads labelled text: TSV, CSV, JSON lines, Parquet, folders of them, and data sets of the hub.
+"""Reads labelled text: tables, JSON, Parquet, CoNLL, SQuAD, plain text, folders of them, and data sets of the hub.
 
-Every value stays as it is written (an `NA` is a text), and every row knows the file and line that it came from.
+Every value stays as it is written (an `NA` is a text), and every row knows the file and line that it came from. That
+is why files are not read through `datasets`, whose readers guess types and forget lines. A line ends at LF or CRLF.
 """
 
 from __future__ import annotations
 
-import csv
+import gzip
 import hashlib
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adakron_export.adapter import hub
-from adakron_export.errors import DataError, first_few
+from adakron_export.errors import DataError
 from adakron_export.extras import require
+from adakron_export.training.tables import TableSettings, read_table
 
-SUFFIXES = (".tsv", ".csv", ".jsonl", ".json", ".parquet")
+KINDS = (".tsv", ".csv", ".jsonl", ".json", ".parquet", ".txt", ".conll")
+SUFFIXES = (*KINDS, *(f"{kind}.gz" for kind in KINDS if kind != ".parquet"))
 TRAIN_NAMES = ("train",)
 EVAL_NAMES = ("dev", "validation", "valid", "val", "eval", "test")
-# First cells that name a column; with none of them the look of the column decides (`_has_header`).
-HEADER_WORDS = frozenset(
-    word
-    for line in (
-        "text sentence sentence1 sentence2 question question1 question2 premise hypothesis query passage review tweet",
-        "comment content body title label labels target class category sentiment score rating similarity id idx",
-        "prompt completion source response context answer answers tokens words tags",
-    )
-    for word in line.split()
-)
+_DOCUMENT = "-DOCSTART-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +56,16 @@ class Rows:
         return digest.hexdigest()
 
 
+def kind_of(file: Path) -> str:
+    """How a file is read: the last of its suffixes that is not ``.gz``, in lower case."""
+    name = file.name.lower().removesuffix(".gz")
+    return f".{name.rpartition('.')[2]}" if "." in name else ""
+
+
+def _is_readable(file: Path) -> bool:
+    return file.is_file() and kind_of(file) in KINDS
+
+
 def split_files(source: Path) -> tuple[list[Path], list[Path]]:
     """The files to train on and to evaluate on, of a file or a folder; the second may be empty.
 
@@ -72,26 +74,30 @@ def split_files(source: Path) -> tuple[list[Path], list[Path]]:
     """
     if source.is_file():
         return [source], []
-    files = sorted(file for file in source.iterdir() if file.suffix in SUFFIXES and file.is_file())
+    files = sorted(file for file in source.iterdir() if _is_readable(file))
     if not files:
-        raise DataError(f"{source}: holds no {', '.join(SUFFIXES)} file")
-    training = [file for file in files if file.stem.startswith(TRAIN_NAMES)]
+        raise DataError(f"{source}: holds no {', '.join(KINDS)} file")
+    training = [file for file in files if file.name.lower().startswith(TRAIN_NAMES)]
     if not training:
         return files, []
     for name in EVAL_NAMES:
-        evaluation = [file for file in files if file.stem.startswith(name)]
+        evaluation = [file for file in files if file.name.lower().startswith(name)]
         if evaluation:
             return training, evaluation
     return training, []
 
 
-def read_files(files: Sequence[Path]) -> Rows:
+def read_files(files: Sequence[Path], settings: TableSettings | None = None) -> Rows:
     """All rows of the files, which must have the same columns.
+
+    Args:
+        files: At least one.
+        settings: How tables are written, where that is known.
 
     Raises:
         DataError: A file is empty, damaged, not UTF-8, or has other columns than the first.
     """
-    tables = [_read_file(file) for file in files]
+    tables = [_read_file(file, settings or TableSettings()) for file in files]
     first = tables[0]
     for file, table in zip(files, tables, strict=True):
         if table.columns.keys() != first.columns.keys():
@@ -114,6 +120,8 @@ def read_hub(name: str, splits: Sequence[str], *, config: str | None = None) -> 
     Raises:
         DataError: It cannot be read.
     """
+    from adakron_export.adapter import hub
+
     datasets = require("datasets", extra="train")
     hub.check_dataset(name, error=DataError)
     try:
@@ -141,23 +149,22 @@ def _hub_rows(table: Any, place: str) -> Rows:
     return Rows(columns, [f"{place}:{number}" for number in range(len(table))])
 
 
-def _read_file(file: Path) -> Rows:
-    if file.suffix not in SUFFIXES:
-        raise DataError(f"{file}: files of labelled text end in {', '.join(SUFFIXES)}")
+def _read_file(file: Path, settings: TableSettings) -> Rows:
+    kind = kind_of(file)
+    if kind not in KINDS:
+        raise DataError(f"{file}: files of labelled text end in {', '.join(KINDS)}, with .gz or without")
     if file.stat().st_size == 0:
         raise DataError(f"{file}: is empty")
-    if file.suffix == ".parquet":
-        rows = _read_parquet(file)
-    elif file.suffix in (".json", ".jsonl"):
-        rows = _read_json_lines(file)
-    else:
-        rows = _read_separated(file)
+    try:
+        rows = _READERS[kind](file, settings)
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise DataError(f"{file}: not a whole gzip file ({error})") from error
     if not len(rows):
         raise DataError(f"{file}: has no rows")
     return rows
 
 
-def _read_parquet(file: Path) -> Rows:
+def _read_parquet(file: Path, _: TableSettings) -> Rows:
     parquet = require("pyarrow.parquet", extra="train")
     try:
         table = parquet.read_table(file).to_pydict()
@@ -167,97 +174,172 @@ def _read_parquet(file: Path) -> Rows:
     return Rows(table, [f"{file}:row {number}" for number in range(1, count + 1)])
 
 
-def _read_json_lines(file: Path) -> Rows:
-    columns: dict[str, list[Any]] = {}
-    places: list[str] = []
-    for number, line in _lines(file):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{file}:{number}: not a JSON object on one line ({error.msg})") from error
-        if not isinstance(row, dict) or (columns and row.keys() != columns.keys()):
-            found = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-            raise DataError(f"{file}:{number}: has {found} where the lines before have {', '.join(columns)}")
-        for key, value in row.items():
-            columns.setdefault(key, []).append(value)
-        places.append(f"{file}:{number}")
-    return Rows(columns, places)
+def _read_json(file: Path, settings: TableSettings) -> Rows:
+    """JSON lines, an array of rows, or SQuAD's nested form."""
+    first = next((line.strip() for _, line in read_lines(file) if line.strip()), "")
+    if not first.startswith("[") and _is_object(first):
+        whole = _parse(first) if len(list(_full_lines(file))) == 1 else {}
+        if not isinstance(whole.get("data"), list):
+            return _read_json_lines(file, settings)
+    content = _parse("".join(line for _, line in read_lines(file)), f"{file}: ")
+    rows = content.get("data") if isinstance(content, dict) else content
+    if not isinstance(rows, list):
+        raise DataError(f"{file}: holds a {type(content).__name__}; write a list of rows, or a JSON object a line")
+    if rows and isinstance(rows[0], dict) and "paragraphs" in rows[0]:
+        return _table(_squad_rows(rows, file), file)
+    return _table(((f"{file}:row {number}", row) for number, row in enumerate(rows, 1)), file)
 
 
-def _lines(file: Path) -> Iterator[tuple[int, str]]:
-    number = 0
-    with file.open("rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise DataError(
-                    f"{file}:{number}: not UTF-8 (byte {error.start} of the line); convert the file, for example with "
-                    "iconv -f latin1 -t utf-8"
-                ) from error
+def _full_lines(file: Path) -> Iterator[str]:
+    return (line for _, line in read_lines(file) if line.strip())
 
 
-def _read_separated(file: Path) -> Rows:
-    table, places = _cells(file)
-    if not table:
-        return Rows({}, [])
-    width = len(table[0])
-    odd = [place for place, cells in zip(places, table, strict=True) if len(cells) != width]
-    if odd:
-        raise DataError(f"the first row of {file} has {width} columns, others have more or fewer: {first_few(odd, 3)}")
-    notes: tuple[str, ...] = ()
-    if _has_header(table):
-        names, table, places = [cell.strip() for cell in table[0]], table[1:], places[1:]
-    else:
-        names = [str(number) for number in range(1, width + 1)]
-        notes = (f"{file.name} has no header line; its columns are called {', '.join(names)}",)
-    if len(set(names)) < width:
-        raise DataError(f"{file}: two columns have the same name: {', '.join(names)}")
-    return Rows({name: [cells[index] for cells in table] for index, name in enumerate(names)}, places, notes)
-
-
-def _cells(file: Path) -> tuple[list[list[str]], list[str]]:
-    """The rows of a file that are not empty, and where each stands."""
-    lines = (line for _, line in _lines(file))
-    if file.suffix == ".tsv":  # as GLUE writes it: a quotation mark is a quotation mark
-        reader = csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
-    else:
-        reader = csv.reader(lines, strict=True)
-    csv.field_size_limit(sys.maxsize)
-    table: list[list[str]] = []
-    places: list[str] = []
+def _is_object(text: str) -> bool:
     try:
-        for cells in reader:
-            if cells:
-                table.append(cells)
-                places.append(f"{file}:{reader.line_num}")
-    except csv.Error as error:
-        raise DataError(f"{file}:{reader.line_num}: {error}") from error
-    return table, places
-
-
-def _has_header(table: list[list[str]]) -> bool:
-    """Whether the first line names the columns: by the words in it, or because it is unlike all that follows."""
-    first, rest = table[0], table[1:]
-    if any(cell.strip().lower() in HEADER_WORDS for cell in first):
-        return True
-    if not rest:
-        return False
-    for index, head in enumerate(first):
-        values = {cells[index] for cells in rest}
-        if all(_is_number(value) for value in values):
-            if not _is_number(head):
-                return True
-        elif head not in values and len(values) <= len(rest) / 4:
-            return True
-    return False
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
+        return isinstance(json.loads(text), dict)
     except ValueError:
         return False
-    return True
+
+
+def _read_json_lines(file: Path, _: TableSettings) -> Rows:
+    return _table(((f"{file}:{number}", _parse(line, f"{file}:{number}: ", "on one line")) for number, line in
+                   read_lines(file) if line.strip()), file)  # fmt: skip
+
+
+def _parse(text: str, place: str = "", where: str = "") -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+        raise DataError(f"{place}not a JSON object {where}".rstrip() + f" ({reason})") from error
+
+
+def _table(rows: Iterable[tuple[str, Any]], file: Path) -> Rows:
+    """Objects as a table; a key that a row lacks is a missing value."""
+    found: list[dict[str, Any]] = []
+    places: list[str] = []
+    for place, row in rows:
+        if not isinstance(row, dict):
+            raise DataError(f"{place}: holds a {type(row).__name__}, not an object with columns")
+        _check_unicode(row, place)
+        found.append(row)
+        places.append(place)
+    names = dict.fromkeys(name for row in found for name in row)
+    if found and not names:
+        raise DataError(f"{file}: its rows have no columns")
+    return Rows({name: [row.get(name) for row in found] for name in names}, places)
+
+
+def _check_unicode(value: Any, place: str) -> None:
+    """JSON can write halves of characters, which no tokenizer takes."""
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            half = value[error.start : error.start + 1]
+            raise DataError(f"{place}: holds half a character, {half!a}; write whole ones") from error
+    elif isinstance(value, dict):
+        for key, part in value.items():
+            _check_unicode(key, place)
+            _check_unicode(part, place)
+    elif isinstance(value, list):
+        for part in value:
+            _check_unicode(part, place)
+
+
+def _squad_rows(articles: list[Any], file: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    try:
+        for article in articles:
+            for paragraph in article["paragraphs"]:
+                for asked in paragraph["qas"]:
+                    found = [] if asked.get("is_impossible") else asked.get("answers", [])
+                    answers = {"text": [each["text"] for each in found],
+                               "answer_start": [each["answer_start"] for each in found]}  # fmt: skip
+                    row = {"question": asked["question"], "context": paragraph["context"], "answers": answers}
+                    yield f"{file}:question {asked.get('id', asked['question'][:40])}", row
+    except (KeyError, TypeError, AttributeError) as error:
+        raise DataError(f"{file}: not as SQuAD has it ({type(error).__name__}: {error})") from error
+
+
+def read_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """The lines of a file with their numbers, line ends included; only LF and CRLF end one.
+
+    Raises:
+        DataError: It is not UTF-8.
+    """
+    with gzip.open(file, "rb") if file.name.lower().endswith(".gz") else file.open("rb") as stream:
+        yield from decode_lines(stream, str(file))
+
+
+def decode_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:
+    """The lines of bytes; arguments and errors as for `read_lines`."""
+    for number, line in enumerate(stream, 1):
+        try:
+            yield number, line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise DataError(
+                f"{name}:{number}: not UTF-8 (byte {error.start} of the line); convert the file, for example with "
+                "iconv -f latin1 -t utf-8"
+            ) from error
+
+
+def without_end(line: str) -> str:
+    """A line without the LF or CRLF that ends it."""
+    return line.removesuffix("\n").removesuffix("\r")
+
+
+def _read_separated(file: Path, settings: TableSettings) -> Rows:
+    columns, places, notes = read_table(file, list(read_lines(file)), kind_of(file), settings)
+    return Rows(columns, places, notes)
+
+
+def _read_plain(file: Path, settings: TableSettings) -> Rows:
+    """A text a line; or, where every line has a tag and blank ones part sentences, as CoNLL has it."""
+    lines = [(number, without_end(line)) for number, line in read_lines(file)]
+    if _looks_like_conll([line for _, line in lines]):
+        return _read_conll(file, settings)
+    kept = [(f"{file}:{number}", line) for number, line in lines if line.strip()]
+    return Rows({"text": [line for _, line in kept]}, [place for place, _ in kept])
+
+
+def _looks_like_conll(lines: list[str]) -> bool:
+    words = [line.split() for line in lines if line.strip() and not line.startswith(_DOCUMENT)]
+    widths = {len(cells) for cells in words}
+    parted = any(not line.strip() for line in lines[:-1])
+    tagged = all(cells[-1] == "O" or cells[-1][1:2] == "-" for cells in words)
+    return bool(words) and len(widths) == 1 and widths.pop() >= 2 and parted and tagged
+
+
+def _read_conll(file: Path, _: TableSettings) -> Rows:
+    """Word and tag of a sentence, a word a line: the first and the last column."""
+    tokens: list[list[str]] = []
+    tags: list[list[str]] = []
+    places: list[str] = []
+    inside = False
+    for number, line in read_lines(file):
+        cells = line.split("\t") if "\t" in line else line.split()
+        cells = [cell.strip() for cell in cells]
+        if not line.strip() or cells[0] == _DOCUMENT:
+            inside = False
+            continue
+        if len(cells) < 2:
+            raise DataError(f"{file}:{number}: holds a word without a tag")
+        if not inside:
+            tokens.append([])
+            tags.append([])
+            places.append(f"{file}:{number}")
+            inside = True
+        tokens[-1].append(cells[0])
+        tags[-1].append(cells[-1])
+    return Rows({"tokens": tokens, "tags": tags}, places)
+
+
+_READERS: dict[str, Callable[[Path, TableSettings], Rows]] = {
+    ".parquet": _read_parquet,
+    ".json": _read_json,
+    ".jsonl": _read_json,
+    ".tsv": _read_separated,
+    ".csv": _read_separated,
+    ".txt": _read_plain,
+    ".conll": _read_conll,
+}

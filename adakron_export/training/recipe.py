@@ -46,6 +46,8 @@ class Recipe:
     label_column: str | None = _setting(None, "Label, tags, answers or completion.", group="data", metavar="NAME")
     problem_type: str | None = _setting(None, "By default what the labels are.", group="data", choices=PROBLEM_TYPES)
     label_separator: str | None = _setting(None, "Between the labels of one text.", group="data", metavar="TEXT")
+    header: bool | None = _setting(None, "Whether the first line names the columns.", group="data")
+    delimiter: str | None = _setting(None, "Between the cells of a table.", group="data", metavar="TEXT")
     max_length: int | None = _setting(None, "Tokens, longer ones are cut; the backbone's own.", group="data")
     doc_stride: int = _setting(128, "Tokens that windows on a long context share.", group="data")
     n_best: int = _setting(20, "Starts and ends that are tried for an answer.", group="data")

@@ -210,8 +210,8 @@ class _Run:
     ) -> None:
         """Put the finished checkpoint in the place of the run, in one step."""
         from adakron_export.adapter.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-        from adakron_export.staging import put_in_place, staged_folder
         from adakron_export.companions import copy_companions
+        from adakron_export.staging import put_in_place, staged_folder
         from adakron_export.training import state
         from adakron_export.training.card import training_card
         from adakron_export.training.curves import draw_curves

@@ -18,6 +18,7 @@ from adakron_export.tasks import Task
 from adakron_export.training.augmentation import drop_tokens
 from adakron_export.training.averaging import WeightAverage
 from adakron_export.training.batches import Collator, LengthGroupedSampler
+from adakron_export.training.callbacks import best_evaluation
 from adakron_export.training.losses import LABELS, count_terms, label_names, summed_loss, symmetric_divergence
 from adakron_export.training.metrics import LOWER_IS_BETTER
 from adakron_export.training.model import trained_part
@@ -187,6 +188,15 @@ class AdaKronTrainer(Trainer):  # type: ignore[misc,unused-ignore]
         """As transformers does, with the average of the weights where one is kept."""
         with self._averaged():
             return super().evaluate(*args, **kwargs)
+
+    def _determine_best_metric(self, metrics: dict[str, float], trial: Any) -> bool:
+        """The Trainer keeps the checkpoint that `best_evaluation` will choose: of equal ones, that with less loss."""
+        better = bool(super()._determine_best_metric(metrics, trial))
+        best = best_evaluation(self.state.log_history, str(self.args.metric_for_best_model))
+        if better or best is None or best["step"] != self.state.global_step:
+            return better
+        self.state.best_global_step = self.state.global_step
+        return True
 
     def _averaged(self) -> AbstractContextManager[None]:
         return nullcontext() if self._average is None else self._average.in_place()

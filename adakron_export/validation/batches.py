@@ -27,6 +27,7 @@ class InputSpace:
         frame: The tokens that open and close a text, where the tokenizer adds them.
         left_padding: Whether texts may be padded in front.
         image_shape: ``(channels, height, width)`` of an image model.
+        token_types: How many kinds of tokens there are, where that is an input.
         vocabulary: The tokens that texts are made of; all of them by default.
         bounds: The smallest and the largest shapes, texts and tokens, where only some are taken.
     """
@@ -39,6 +40,7 @@ class InputSpace:
     frame: tuple[int, int] | None = None
     left_padding: bool = True
     image_shape: tuple[int, int, int] | None = None
+    token_types: int = 2
     vocabulary: tuple[int, ...] = ()
     bounds: tuple[Bounds, ...] = ()
 
@@ -108,6 +110,7 @@ def _corners(space: InputSpace, seed: int) -> list[NamedBatch]:
         "padded-right": lambda rng: _texts(rng, space, mixed),
         "padded-left": lambda rng: _texts(rng, space, mixed, on_the_left=True),
         "padded-tail": lambda rng: _texts(rng, space, mixed[1:3], tokens=middle),
+        "padding-row": lambda rng: _texts(rng, space, [middle, 0]),
         "repeated-token": lambda rng: _texts(rng, space, [middle, middle], repeat=True),
         "realistic": lambda rng: _texts(rng, space, _realistic_lengths(rng, 8, longest)),
         "max-length": lambda rng: _texts(rng, space, [longest]),
@@ -194,7 +197,7 @@ def _inputs(space: InputSpace, ids: Array, mask: Array, types: Array) -> dict[st
     every = {
         "input_ids": ids,
         "attention_mask": mask,
-        "token_type_ids": types,
+        "token_type_ids": np.minimum(types, space.token_types - 1),
         "position_ids": np.clip(mask.cumsum(1) - 1, 0, None),
     }
     return {name: every[name] for name in space.names}
