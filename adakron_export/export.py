@@ -266,6 +266,7 @@ def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:
     from adakron_export.adapter.task_model import TaskModel
 
     _check_padding(model)
+    _check_positions(model)
     return TaskModel(module, task_of(model), pooling=read_pooling(found.backbone_folder)).eval()
 
 
@@ -277,6 +278,18 @@ def _check_padding(model: PeftModel) -> None:
         raise ExportError(
             f"a {type(base).__name__} needs a padding token to find the last token of each text; set pad_token_id "
             "in the config.json beside the adapter (for GPT-2 its end-of-text token, 50256, is usual)"
+        )
+
+
+def _check_positions(model: PeftModel) -> None:
+    """Rotations that depend on the longest text of a batch are beyond a static graph."""
+    settings = model.get_base_model().config.to_dict()
+    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
+    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
+    if kind in ("dynamic", "longrope"):
+        raise ExportError(
+            f"rope_type {kind!r} rotates by the length of the longest text in a batch, which a graph cannot; set "
+            "another one in the config.json beside the adapter, such as linear or yarn, and check the model with it"
         )
 
 

@@ -71,7 +71,8 @@ def read_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
 def _space(names: tuple[str, ...], config: Mapping[str, Any], longest: int | None, folder: Path | None) -> InputSpace:
     if "pixel_values" in names:
         size = config["image_size"]
-        shape = (config.get("num_channels", 3), size, size)
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        shape = (config.get("num_channels", 3), height, width)
         return InputSpace(names, vocab_size=0, pad_id=0, max_length=0, image_shape=shape)
     special, frame = _special_tokens(folder)
     return InputSpace(

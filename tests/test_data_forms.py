@@ -96,7 +96,8 @@ def test_prompts_and_completions_are_for_language_models(tmp_path):
 
 
 def test_conll(tmp_path):
-    content = "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\nsmiles VBZ B-VP O\nand CC O O\n\nin IN B-PP O\nOslo NNP B-NP B-LOC\nso RB O O\n"
+    content = "-DOCSTART- -X- O O\n\nAnna NNP B-NP B-PER\nsmiles VBZ B-VP O\nand CC O O\n\n"
+    content += "in IN B-PP O\nOslo NNP B-NP B-LOC\nso RB O O\n"
     for name, text in (("t.conll", content), ("t.txt", content)):
         data, _ = load(tmp_path / name, text)
         assert data.columns.task is Task.TOKEN_CLASSIFICATION

@@ -17,6 +17,7 @@ from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass, si
 from adakron_export.graph.saturation import saturating
 from adakron_export.runtimes.integer_sums import saturates
 from conftest import DEMO
+from tiny import save_checkpoint
 
 ROWS, INNER, COLUMNS = 5, 46, 24
 
@@ -61,6 +62,25 @@ def test_emulation_clips_sums_of_two_and_the_rewrite_does_not(inner):
     assert UnsignedWeightsPass()(model).modified
     assert not UnsignedWeightsPass()(model).modified
     np.testing.assert_array_equal(run(model, x), exact)
+
+
+def test_a_weight_that_another_one_is_the_transpose_of(tmp_path):
+    checkpoint = save_checkpoint(tmp_path, "gpt2")
+    assert export_onnx(checkpoint, tmp_path / "out", dtype="int8", target="ort-cpu").written
+    model = ir.load(tmp_path / "out/model.onnx")
+    heads = [node for node in model.graph if node.op_type == "Transpose" and node.inputs[0].const_value is not None]
+    (head,) = heads
+    assert {use.node for use in head.outputs[0].uses()} <= {*signed_products(model)}
+    ids = np.arange(6).reshape(1, 6)
+    feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": ids}
+    results = [ort.InferenceSession(ir.serde.serialize_model(each).SerializeToString()).run(["logits"], feed)[0]
+               for each in (model, saturating(model))]  # fmt: skip
+    assert np.abs(results[0] - results[1]).max() > 1e-3
+    UnsignedWeightsPass()(model)
+    exact = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString()).run(["logits"], feed)[0]
+    assert signed_products(model) == []
+    if not saturates():
+        np.testing.assert_allclose(exact, results[0], atol=1e-5)
 
 
 def test_weights_of_7_bits_need_no_rewrite():

@@ -147,7 +147,21 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
     beside = not checkpoint.is_reference and (checkpoint.path / "config.json").is_file()
     source = checkpoint.path if beside else checkpoint.backbone_folder
     with told_as(BackboneError, f"backbone {str(source)!r} cannot be loaded"):
-        return AutoConfig.from_pretrained(str(source), trust_remote_code=False)
+        return read_config(source)
+
+
+def read_config(folder: Path) -> PretrainedConfig:
+    """A configuration, without settings that say how a machine computes and change nothing of what comes out.
+
+    Kernels of attention that are not installed would be refused, chunks of the FFN limit the length of texts, and
+    tuples have no names.
+    """
+    config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, attn_implementation=None)
+    config._attn_implementation = None
+    config.return_dict = True
+    if getattr(config, "chunk_size_feed_forward", 0):
+        config.chunk_size_feed_forward = 0
+    return config
 
 
 def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task) -> tuple[PreTrainedModel, set[str]]:
@@ -216,15 +230,41 @@ def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     set_labels(config, {key.removeprefix("base_model.model."): value for key, value in tensors.items()})
     task = task or infer_task(config, peft_task=settings.get("task_type"))
     model, new = load_backbone(checkpoint.backbone, checkpoint.backbone_folder, config, task)
+    embeddings = _resize_embeddings(model, tensors)
     with told_as(CheckpointError, f"{checkpoint.path / ADAPTER_CONFIG} does not fit the backbone"):
         adapter = AdaKronConfig.from_pretrained(str(checkpoint.path))
         adapter.inference_mode = True
         adapter.base_model_name_or_path = checkpoint.backbone  # where it was found, which PEFT compares
         loaded = with_adapter(model, adapter)
-    check_tensors(checkpoint, expected=get_peft_model_state_dict(loaded, save_embedding_layers=False), found=tensors)
+    expected = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    expected |= {name: tensor for name, tensor in loaded.state_dict().items() if name in embeddings}
+    check_tensors(checkpoint, expected=expected, found=tensors)
     check_head(checkpoint, new, {key.removeprefix("base_model.model.") for key in tensors})
     loaded.load_adapter(str(checkpoint.path), "default")
     return loaded
+
+
+def _resize_embeddings(model: PreTrainedModel, tensors: Mapping[str, Tensor]) -> set[str]:
+    """Give the model as many tokens as the checkpoint's embedding, which PEFT saves where tokens were added.
+
+    Returns:
+        The names of the embeddings that the checkpoint holds, of the input and the output.
+    """
+    prefix = "base_model.model."
+    layers = {
+        id(layer) for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None
+    }
+    names = {
+        f"{prefix}{name}.{part}"
+        for name, module in model.named_modules()
+        if id(module) in layers
+        for part in ("weight", "bias")
+    }
+    found = names & tensors.keys()
+    sizes = {len(tensors[name]) for name in found}
+    if len(sizes) == 1 and sizes != {model.get_input_embeddings().num_embeddings}:
+        model.resize_token_embeddings(sizes.pop(), mean_resizing=False)
+    return found
 
 
 def with_adapter(model: PreTrainedModel, adapter: AdaKronConfig) -> PeftModel:

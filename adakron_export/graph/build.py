@@ -11,6 +11,7 @@ from adakron_export.adapter.task_model import TaskModel
 from adakron_export.artifact import INT4
 from adakron_export.graph.capture import capture
 from adakron_export.graph.passes.quantize import DynamicInt8Pass, Int8TablesPass
+from adakron_export.graph.passes.share_transposed import CopyTransposedPass
 from adakron_export.graph.passes.static_quantization import Kind, Rounding, StaticQuantizationPass
 from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass
 from adakron_export.graph.passes.weight_only import Int4WeightsPass
@@ -46,6 +47,8 @@ def build_graph(
     floating = next(folded.parameters()).dtype
     sample = {name: t.to(floating) if t.is_floating_point() else t for name, t in sample.items()}
     captured = capture(folded, sample, opset=opset)
+    if calibrate is not None or dtype in ("int8", INT4):
+        CopyTransposedPass()(captured)
     passes: list[ir.passes.PassBase] = []
     if calibrate is not None:
         passes.append(StaticQuantizationPass(calibrate(captured), Kind(dtype), unsigned=target.unsigned))

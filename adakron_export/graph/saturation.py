@@ -7,7 +7,7 @@ import onnx_ir as ir
 
 from adakron_export.artifact import EXACT_SUMS
 from adakron_export.graph.passes.rewriting import initializer, replace_node
-from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass, is_wide, signed_products
+from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass, is_wide, levels_of, signed_products
 
 _LOWEST, _HIGHEST = -(2**15), 2**15 - 1
 
@@ -41,8 +41,7 @@ def saturating(model: ir.Model) -> ir.Model:
     for node in signed_products(emulated):
         weight = node.inputs[1]
         assert weight is not None
-        assert weight.const_value is not None
-        levels = weight.const_value.numpy()
+        levels = levels_of(weight)
         pairs, columns = len(levels) // 2, levels.shape[1]  # one that is left over is no sum
         held = levels[: 2 * pairs].reshape(pairs, 2, columns).astype(np.float32)
         _take_off(emulated.graph, node, initializer(emulated.graph, f"{weight.name}_pairs", held))

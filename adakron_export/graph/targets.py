@@ -14,6 +14,7 @@ from adakron_export.errors import ExportError
 from adakron_export.graph.passes.fold_biases import FoldBiasesPass
 from adakron_export.graph.passes.fuse_attention import ATTENTION_OPSET, FuseAttentionPass
 from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
+from adakron_export.graph.passes.share_transposed import ShareTransposedPass
 
 DEFAULT_OPSET, INT4_OPSET = 20, 21
 
@@ -137,14 +138,15 @@ def lower(model: ir.Model, target: Target, *, quantise: Sequence[ir.passes.PassB
     steps: list[ir.passes.PassBase] = [*quantise]
     steps += [] if target.keeps_function else [common.InlinePass()]
     steps += [make() for make in target.passes]
-    steps += [common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]
+    steps += [ShareTransposedPass(), common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]
     lowered = model.clone()
     rewrites = []
     for step in steps:
         result = step(lowered)
         lowered = result.model
         name = type(step).__name__.removesuffix("Pass")
-        if type(step).__module__.startswith(f"{__package__}."):
+        optional = isinstance(step, ShareTransposedPass) and not result.modified
+        if type(step).__module__.startswith(f"{__package__}.") and not optional:
             rewrites.append(name if result.modified else f"{name} (no match)")
     lowered.metadata_props[REWRITES_KEY] = ", ".join(rewrites)
     return lowered

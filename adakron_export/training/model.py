@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedModel
+from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
 from adakron_export.adapter import hub
-from adakron_export.adapter.checkpoint import load_backbone, with_adapter
+from adakron_export.adapter.checkpoint import load_backbone, read_config, with_adapter
 from adakron_export.adapter.config import AdaKronConfig
 from adakron_export.adapter.task_model import position_limit
 from adakron_export.adapter.tuner import PREFIX
@@ -125,7 +125,7 @@ def load_trainable(source: BackboneSource, recipe: Recipe, task: Task, labels: L
         BackboneError: It cannot be loaded, or adapters cannot sit in it.
     """
     with told_as(BackboneError, f"backbone {source.name!r} cannot be loaded"):
-        config = AutoConfig.from_pretrained(str(source.folder), trust_remote_code=False)
+        config = read_config(source.folder)
     config = make_config(config, task, labels, tokenizer)
     with dropout_of(config, recipe.dropout):
         model, new = load_backbone(source.name, source.folder, config, task)

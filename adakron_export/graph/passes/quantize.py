@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import onnx_ir as ir
 
-from adakron_export.graph.passes.rewriting import initializer, replace_node
+from adakron_export.graph.passes.rewriting import array_of, initializer, integer_of, replace_node
 
 LEVELS = 127  # symmetric: -128 is not used
+MIDDLE = 128  # of uint8, where it stands for 0
 _SMALLEST = 1e-6
 _BELOW_GELU = 0.2  # GELU is nowhere below -0.17, nor is its approximation by tanh
 
@@ -107,7 +108,7 @@ class Int8TablesPass(ir.passes.InPlacePass):
     """Embedding tables in int8, one scale per row.
 
     Rewrites ``Gather(W, ids)`` from a table of fp32 into a gather of int8 rows and one of their scales. Tables with
-    fewer than ``MIN_ROWS`` rows stay.
+    fewer than ``MIN_ROWS`` rows stay. A table that a tied head has in uint8 is kept so, that both may be one.
     """
 
     MIN_ROWS = 32
@@ -152,20 +153,31 @@ def _is_weight(value: ir.Value | None) -> bool:
     return tensor is not None and tensor.dtype in (ir.DataType.FLOAT, ir.DataType.FLOAT16) and len(tensor.shape) == 2
 
 
-def integer_of(node: ir.Node, name: str) -> int:
-    """An attribute, 0 where it is not given."""
-    return node.attributes[name].as_int() if name in node.attributes else 0
-
-
 def _rewrite_gather(graph: ir.Graph, node: ir.Node) -> None:
     table, ids = node.inputs
     assert table is not None
     levels, scales = _symmetric(array_of(table), axis=1)
-    rows = ir.node("Gather", [initializer(graph, f"{table.name}_int8", levels), ids])
+    unsigned = (levels.astype(np.int16) + MIDDLE).astype(np.uint8)
+    tied = _has(graph, unsigned.T)  # a head that reads the same weights
+    held = initializer(graph, f"{table.name}_uint8" if tied else f"{table.name}_int8", unsigned if tied else levels)
+    rows = ir.node("Gather", [held, ids])
     factors = ir.node("Gather", [initializer(graph, f"{table.name}_int8_scale", scales), ids])
-    wide = ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)})
-    last = ir.node("Mul", [wide.outputs[0], factors.outputs[0]])
-    replace_node(graph, node, [rows, factors, wide, last])
+    added = [rows, factors, ir.node("Cast", [rows.outputs[0]], {"to": int(ir.DataType.FLOAT)})]
+    if tied:
+        middle = initializer(graph, "uint8_middle_float", np.array(MIDDLE, dtype=np.float32))
+        added.append(ir.node("Sub", [added[-1].outputs[0], middle]))
+    replace_node(graph, node, [*added, ir.node("Mul", [added[-1].outputs[0], factors.outputs[0]])])
+
+
+def _has(graph: ir.Graph, array: np.ndarray) -> bool:
+    """Whether a weight of the graph has these numbers."""
+    return any(
+        value.const_value is not None
+        and value.const_value.dtype == ir.DataType.UINT8
+        and tuple(value.const_value.shape.numpy()) == array.shape
+        and np.array_equal(array_of(value), array)
+        for value in graph.initializers.values()
+    )
 
 
 def _symmetric(array: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]:
@@ -173,10 +185,3 @@ def _symmetric(array: np.ndarray, *, axis: int) -> tuple[np.ndarray, np.ndarray]
     scales = np.abs(array).max(axis=axis, keepdims=True) / LEVELS
     scales[scales == 0] = 1
     return np.round(array / scales).astype(np.int8), scales.astype(np.float32)
-
-
-def array_of(value: ir.Value | None) -> np.ndarray:
-    """A weight's numbers."""
-    assert value is not None
-    assert value.const_value is not None
-    return value.const_value.numpy()

@@ -59,3 +59,15 @@ def only_reader(node: ir.Node) -> ir.Node | None:
     """The one node that reads what a node makes, where the graph does not put it out."""
     uses = node.outputs[0].uses()
     return next(iter(uses)).node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
+
+
+def integer_of(node: ir.Node, name: str) -> int:
+    """An attribute, 0 where it is not given."""
+    return node.attributes[name].as_int() if name in node.attributes else 0
+
+
+def array_of(value: ir.Value | None) -> np.ndarray:
+    """A weight's numbers."""
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy()

@@ -10,11 +10,10 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from adakron_export.graph.passes.quantize import LEVELS, array_of, integer_of, is_product
-from adakron_export.graph.passes.rewriting import initializer
+from adakron_export.graph.passes.quantize import LEVELS, MIDDLE, is_product
+from adakron_export.graph.passes.rewriting import array_of, initializer, integer_of
 
 _SMOOTHING = "_smoothing"
-_MIDDLE = 128  # of uint8
 _TOP_BESIDE_UINT8 = 64  # of weights: two products, 2 * 255 * 64, fit into the 16 bits of CPUs without VNNI
 _SMALLEST_SCALE = float(np.finfo(np.float16).tiny)
 
@@ -88,7 +87,7 @@ class StaticQuantizationPass(ir.passes.InPlacePass):
 
     def _zero(self) -> np.ndarray:
         """The number that stands for 0, in the type that values are rounded to."""
-        return np.array(_MIDDLE, dtype=np.uint8) if self.unsigned else self.kind.round(np.array(0.0))
+        return np.array(MIDDLE, dtype=np.uint8) if self.unsigned else self.kind.round(np.array(0.0))
 
 
 def products_by_input(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:

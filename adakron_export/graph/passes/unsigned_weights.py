@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes import common
 
-from adakron_export.graph.passes.rewriting import initializer
-
-_MIDDLE = 128
+from adakron_export.graph.passes.quantize import MIDDLE
+from adakron_export.graph.passes.rewriting import array_of, initializer
 
 
 class UnsignedWeightsPass(ir.passes.InPlacePass):
@@ -27,6 +27,7 @@ class UnsignedWeightsPass(ir.passes.InPlacePass):
         weights = {weight: nodes for weight, nodes in _signed(model).items() if len(weight.uses()) == len(nodes)}
         for weight, nodes in weights.items():
             _make_unsigned(model.graph, weight, nodes)
+        common.RemoveUnusedNodesPass()(model)
         return ir.passes.PassResult(model, modified=bool(weights))
 
 
@@ -37,7 +38,16 @@ def signed_products(model: ir.Model) -> list[ir.Node]:
 
 def is_wide(weight: ir.Value) -> bool:
     """Whether two products of int8 weights by uint8 may be more than 16 bits hold: 2 * 255 * 64 is less."""
-    return weight.const_value is not None and np.abs(weight.const_value.numpy().astype(np.int16)).max(initial=0) > 64
+    return bool(np.abs(levels_of(weight).astype(np.int16)).max(initial=0) > 64)
+
+
+def levels_of(weight: ir.Value) -> np.ndarray:
+    """The numbers of a weight, which may be another one transposed."""
+    if weight.const_value is not None:
+        return weight.const_value.numpy()
+    node = weight.producer()
+    assert node is not None
+    return array_of(node.inputs[0]).T
 
 
 def _signed(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
@@ -45,18 +55,23 @@ def _signed(model: ir.Model) -> dict[ir.Value, list[ir.Node]]:
     for node in model.graph:
         weight = node.inputs[1] if node.op_type == "MatMulInteger" else None
         centred = len(node.inputs) < 4 or node.inputs[3] is None
-        if weight is not None and weight.const_value is not None and weight.dtype == ir.DataType.INT8 and centred:
+        if weight is not None and _is_constant(weight) and weight.dtype == ir.DataType.INT8 and centred:
             found.setdefault(weight, []).append(node)
     return found
 
 
+def _is_constant(weight: ir.Value) -> bool:
+    node = weight.producer()
+    transposed = node.inputs[0] if node is not None and node.op_type == "Transpose" else None
+    return weight.const_value is not None or (transposed is not None and transposed.const_value is not None)
+
+
 def _make_unsigned(graph: ir.Graph, weight: ir.Value, nodes: list[ir.Node]) -> None:
-    assert weight.const_value is not None
-    levels = (weight.const_value.numpy().astype(np.int16) + _MIDDLE).astype(np.uint8)
+    levels = (levels_of(weight).astype(np.int16) + MIDDLE).astype(np.uint8)
     held = initializer(graph, f"{str(weight.name).removesuffix('_int8')}_uint8", levels)
-    zero = initializer(graph, "uint8_middle", np.array(_MIDDLE, dtype=np.uint8))
+    zero = initializer(graph, "uint8_middle", np.array(MIDDLE, dtype=np.uint8))
     for node in nodes:
         node.replace_input_with(1, held)
         node.resize_inputs(4)
         node.replace_input_with(3, zero)
-    graph.initializers.pop(str(weight.name))
+    graph.initializers.pop(str(weight.name), None)

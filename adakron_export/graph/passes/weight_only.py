@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
-from adakron_export.graph.passes.quantize import array_of, integer_of, is_product, product_name
-from adakron_export.graph.passes.rewriting import initializer, replace_node
+from adakron_export.graph.passes.quantize import is_product, product_name
+from adakron_export.graph.passes.rewriting import array_of, initializer, integer_of, replace_node
 
 _TOP, _BOTTOM = 7, -8  # of int4
 _SHRINK = (1.0, 0.94, 0.88, 0.82)  # of the largest magnitude: cutting it may leave the others finer steps
