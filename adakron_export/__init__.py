@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adakron_export import _peft_hook
 from adakron_export._version import __version__
+from adakron_export.extras import missing_package
 
 if TYPE_CHECKING:
     from adakron_export.adapter.config import AdaKronConfig
@@ -97,7 +98,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    try:
+        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
+    except ModuleNotFoundError as error:
+        raise missing_package(error) or error from error
 
 
 def __dir__() -> list[str]:

@@ -33,6 +33,8 @@ HALF_DTYPES = ("fp16", "bf16")
 QUANTISED_DTYPES = ("int8", "fp8")
 INT4 = "int4"  # of weights alone
 DTYPES = ("fp32", *HALF_DTYPES, *QUANTISED_DTYPES, INT4)
+TORCH_NAMES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+TARGETS = ("portable", "ort-cpu", "openvino", "ort-cuda", "tensorrt")  # the rows of graph/targets.py
 PLAIN_ATTENTION, MULTI_HEAD_ATTENTION = "plain", "MultiHeadAttention"  # forms that `tune` tries
 REWRITES_KEY = "adakron_export.rewrites"  # metadata of a model: our passes that it went through
 MODULE_KEY = "adakron_export.module"  # metadata of a node: the module of the model that it comes from
@@ -41,6 +43,11 @@ EXACT_SUMS = (
     "session.x64quantprecision"  # ONNX Runtime's entry for exact sums of integer products, where there is no VNNI
 )
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
+
+
+def dtype_named(name: str) -> str:
+    """A dtype as it is called here, of that name or of PyTorch's, such as ``float16``."""
+    return TORCH_NAMES.get(name, name)
 
 
 @dataclass(frozen=True, slots=True)

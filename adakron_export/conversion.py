@@ -15,6 +15,7 @@ def convert(
     *,
     backbone: str | Path,
     task: str | None = None,
+    overwrite: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Path:
     """Turn a file of the reference implementation into a folder that PEFT and this package load.
@@ -23,9 +24,10 @@ def convert(
 
     Args:
         checkpoint: The file (``pytorch_model_expert_soup.bin``, ``model.500.pt``), or a folder with the former.
-        output: The PEFT folder to write; a checkpoint that is there is replaced.
+        output: The PEFT folder to write.
         backbone: Folder or hub id of the backbone it was trained on.
         task: What it was trained for; inferred by default.
+        overwrite: Replace a checkpoint that is there.
         progress: Told of each stage as it begins.
 
     Returns:
@@ -36,9 +38,10 @@ def convert(
         BackboneError: The backbone cannot be loaded.
     """
     folder = Path(output)
-    problem = check_replaceable(folder, is_ours=lambda path: (path / "adapter_config.json").is_file())
+    is_ours = lambda path: (path / "adapter_config.json").is_file()  # noqa: E731
+    problem = check_replaceable(folder, is_ours=is_ours, overwrite=overwrite)
     if problem:
-        raise CheckpointError(f"{problem}, and would be replaced; choose another output folder")
+        raise CheckpointError(problem)
     progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
     from adakron_export.adapter.loading import load_model

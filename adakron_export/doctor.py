@@ -13,7 +13,8 @@ from adakron_export.errors import AdaKronError
 from adakron_export.extras import package_versions
 from adakron_export.machine import describe_machine
 
-_TRAIN = ("accelerate", "datasets", "matplotlib", "sklearn", "tensorboard", "yaml")
+_EXPORT = ("onnxscript", "optimum", "peft", "requests", "safetensors", "torch", "transformers")
+_TRAIN = ("accelerate", "datasets", "matplotlib", "sklearn", "seqeval", "tensorboard", "tqdm", "yaml")
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +96,20 @@ def _builders() -> dict[str, str]:
 
 def _abilities(providers: tuple[str, ...], versions: dict[str, str], *, gpu: bool) -> list[Ability]:
     cuda, trt, rtx = "CUDAExecutionProvider" in providers, "tensorrt" in versions, "tensorrt_rtx" in versions
-    train = all(importlib.util.find_spec(name) for name in _TRAIN)
+    export, train = _have(_EXPORT), _have(_TRAIN)
+    get_export = "pip install 'adakron-export[export]'"
+    cpu = "CPUExecutionProvider" in providers
     no_gpu = "this machine has no NVIDIA GPU, or no driver for it"
     no_cuda = "install a CUDA build of torch" if gpu else no_gpu
     return [
-        Ability("export to ONNX", works=True),
-        Ability("validate, run and time artifacts on the CPU", bool(providers), "pip install 'adakron-export[cpu]'"),
+        Ability("run and time artifacts on the CPU", cpu, "pip install 'adakron-export[cpu]'"),
+        Ability("export to ONNX (without validation)", export, get_export),
+        Ability(
+            "export, and validate against checkpoints", export and cpu,
+            get_export if not export else "pip install 'adakron-export[cpu]'",
+        ),
         Ability("run artifacts with OpenVINO", "openvino" in versions, "pip install 'adakron-export[openvino]'"),
-        Ability("train", train, "pip install 'adakron-export[train]'"),
+        Ability("train", export and train, "pip install 'adakron-export[train]'"),
         Ability(
             "run artifacts on the GPU with ONNX Runtime", gpu and cuda,
             "pip uninstall onnxruntime; pip install 'adakron-export[gpu]'" if gpu else no_gpu,
@@ -122,7 +129,13 @@ def _abilities(providers: tuple[str, ...], versions: dict[str, str], *, gpu: boo
     ]  # fmt: skip
 
 
+def _have(packages: tuple[str, ...]) -> bool:
+    return all(importlib.util.find_spec(name) for name in packages)
+
+
 def _torch_has_cuda() -> bool:
+    if not _have(("torch",)):
+        return False
     import torch
 
     return bool(torch.cuda.is_available())

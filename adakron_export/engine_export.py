@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adakron_export.artifact import DTYPES, INT4, MODEL, MODEL_DATA, Artifact, is_artifact, open_artifact
+from adakron_export.artifact import DTYPES, INT4, MODEL, MODEL_DATA, Artifact, dtype_named, is_artifact, open_artifact
 from adakron_export.companions import copy_companions
 from adakron_export.engines.builder import BuiltEngine, EngineOptions, build_engine
 from adakron_export.engines.flavors import Flavor, flavor_named
@@ -57,13 +57,14 @@ def export_engine(
     max_shape: Shape | None = None,
     profiles: Sequence[Sequence[Shape]] = (),
     options: EngineOptions | None = None,
+    overwrite: bool = False,
     progress: Progress = lambda _: None,
 ) -> EngineResult:
     """Build a TensorRT engine.
 
     Args:
         source: An artifact, or a checkpoint, which is exported and validated first.
-        output: The engine's folder. An engine that is there is replaced, in one step, at the end.
+        output: The engine's folder.
         backbone: Of a checkpoint; what it names by default.
         task: Of a checkpoint; inferred by default.
         flavor: ``auto``, ``tensorrt`` or ``rtx``.
@@ -75,6 +76,7 @@ def export_engine(
         max_shape: The largest; 32 and 512 by default, or the model's longest input.
         profiles: Instead of these three, several profiles of three shapes each.
         options: What else the builder is told.
+        overwrite: Replace an engine that is there, in one step, at the end.
         progress: Told of each phase.
 
     Raises:
@@ -84,9 +86,9 @@ def export_engine(
         CheckpointError: The checkpoint cannot be read.
     """
     chosen, settings, folder = flavor_named(flavor), options or EngineOptions(), Path(output)
-    problem = check_replaceable(folder, is_ours=is_engine)
+    problem = check_replaceable(folder, is_ours=is_engine, overwrite=overwrite)
     if problem:
-        raise EngineError(f"{problem}, and would be replaced; choose another output folder")
+        raise EngineError(problem)
     settings.check(chosen)
     chosen.load()
     with _opened(source, dtype, data, backbone, task, progress) as artifact:
@@ -115,6 +117,7 @@ def _opened(
     progress: Progress,
 ) -> Iterator[Artifact]:  # fmt: skip
     """The artifact itself, or one that is exported for the purpose."""
+    dtype = dtype_named(dtype) if dtype is not None else None
     if dtype is not None and dtype not in DTYPES:
         raise EngineError(f"dtype {dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
     if is_artifact(Path(source)):

@@ -19,6 +19,7 @@ from adakron_export.artifact import (
     Manifest,
     SourceFile,
     TensorInfo,
+    dtype_named,
     files_of,
     is_artifact,
     sha256_of,
@@ -87,13 +88,14 @@ def export_onnx(
     atol: float | None = None,
     validate: bool = True,
     force: bool = False,
+    overwrite: bool = False,
     progress: Progress = lambda _: None,
 ) -> ExportResult:
     """Load a checkpoint, fold its adapters, export it to ONNX and prove that the outputs are the same.
 
     Args:
         checkpoint: PEFT folder, reference file, or hub id.
-        output: The artifact's folder. An artifact that is there is replaced, in one step, at the end.
+        output: The artifact's folder.
         backbone: Folder or hub id; what the checkpoint names by default.
         task: Such as ``text-classification``, or a synonym; inferred by default.
         target: ``portable``, ``ort-cpu``, ``openvino``, ``ort-cuda`` or ``tensorrt``.
@@ -107,6 +109,7 @@ def export_onnx(
         atol: Largest absolute error of an output; the dtype's own tolerance by default.
         validate: Compare with eager PyTorch, which needs ONNX Runtime.
         force: Write the artifact even where validation fails, or the adapters change nothing.
+        overwrite: Replace an artifact that is there, in one step, at the end.
         progress: Told of each stage as it begins.
 
     Raises:
@@ -116,14 +119,14 @@ def export_onnx(
         ArtifactError: ``output`` is something that must not be replaced.
         MissingPackageError: ONNX Runtime is not installed.
     """
-    folder = Path(output)
+    folder, dtype = Path(output), dtype_named(dtype)
     lowered_for = target_named(target)
     calibrated = data is not None and (max_accuracy_drop is None or dtype in lowered_for.calibrated)
     opset = lowered_for.default_opset(dtype) if opset is None else opset
     check_dtype(lowered_for, dtype, opset=opset, calibrated=calibrated)
     rungs = rungs_of(lowered_for, dtype, max_accuracy_drop, data)
     tolerance_for(dtype).changed({"absolute": atol})
-    _check_place(folder, runs=validate or data is not None)
+    _check_place(folder, runs=validate or data is not None, overwrite=overwrite)
     if lowered_for.device is Device.OPENVINO and (validate or max_accuracy_drop is not None):
         require("openvino", extra="openvino")
     progress("load the checkpoint and its backbone")
@@ -234,12 +237,12 @@ def _proven(
     return report
 
 
-def _check_place(folder: Path, *, runs: bool) -> None:
+def _check_place(folder: Path, *, runs: bool, overwrite: bool) -> None:
     if runs:
         require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
-    problem = check_replaceable(folder, is_ours=is_artifact)
+    problem = check_replaceable(folder, is_ours=is_artifact, overwrite=overwrite)
     if problem:
-        raise ArtifactError(f"{problem}, and would be replaced; choose another output folder")
+        raise ArtifactError(problem)
 
 
 def _eager(found: Checkpoint, model: PeftModel, *, force: bool) -> TaskModel:

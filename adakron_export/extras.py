@@ -28,6 +28,29 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
+# Packages that are imported where they are needed, and what brings them.
+_EXTRA_OF = {
+    **dict.fromkeys(("huggingface_hub", "onnxscript", "optimum", "peft", "safetensors", "torch", "transformers"),
+                    "export"),
+    **dict.fromkeys(("accelerate", "datasets", "matplotlib", "pyarrow", "scipy", "seqeval", "sklearn", "tqdm", "yaml"),
+                    "train"),
+    "onnxruntime": "cpu' or 'adakron-export[gpu",
+    "openvino": "openvino",
+}  # fmt: skip
+
+
+def missing_package(error: ModuleNotFoundError) -> MissingPackageError | None:
+    """What to install for an import that failed; ``None`` where no extra brings it."""
+    package = (error.name or "").partition(".")[0]
+    return _missing(package, _EXTRA_OF[package]) if package in _EXTRA_OF else None
+
+
+def _missing(package: str, extra: str) -> MissingPackageError:
+    return MissingPackageError(
+        f"this needs the package {package!r}, which is not installed; run: pip install 'adakron-export[{extra}]'"
+    )
+
+
 def require(module: str, *, extra: str) -> ModuleType:
     """Import an optional package.
 
@@ -46,7 +69,4 @@ def check_installed(*packages: str, extra: str) -> None:
     """Raise unless all packages are there, without importing them; arguments and error as for `require`."""
     for package in packages:
         if sys.modules.get(package, package) is None or importlib.util.find_spec(package) is None:
-            raise MissingPackageError(
-                f"this needs the package {package!r}, which is not installed; run: "
-                f"pip install 'adakron-export[{extra}]'"
-            )
+            raise _missing(package, extra)

@@ -51,17 +51,20 @@ def put_in_place(staged: Path, final: Path) -> None:
         shutil.rmtree(replaced, ignore_errors=True)
 
 
-def check_replaceable(final: Path, *, is_ours: Callable[[Path], bool]) -> str | None:
-    """Why ``final`` must not be replaced, or ``None``: only our own and empty folders are."""
+def check_replaceable(final: Path, *, is_ours: Callable[[Path], bool], overwrite: bool) -> str | None:
+    """Why ``final`` must not be replaced, or ``None``: an empty folder is, and ours where that was asked for."""
+    other = "and would be replaced; choose another output folder"
     if final.is_symlink():
-        return f"{final} is a symbolic link"
+        return f"{final} is a symbolic link, {other}"
     if not final.exists():
         return None
     if not final.is_dir():
-        return f"{final} is a file"
-    if any(final.iterdir()) and not is_ours(final):
-        return f"{final} is a folder with other things in it"
-    return None
+        return f"{final} is a file, {other}"
+    if not any(final.iterdir()):
+        return None
+    if not is_ours(final):
+        return f"{final} is a folder with other things in it, {other}"
+    return None if overwrite else f"{final} is there already; --overwrite (overwrite=True) replaces it"
 
 
 def _sync(file: Path) -> None:

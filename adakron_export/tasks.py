@@ -24,6 +24,16 @@ class Task(StrEnum):
     IMAGE_CLASSIFICATION = "image-classification"
 
 
+# Names of `optimum` and of transformers' pipelines.
+SYNONYMS = {
+    "sequence-classification": Task.TEXT_CLASSIFICATION.value,
+    "sentiment-analysis": Task.TEXT_CLASSIFICATION.value,
+    "ner": Task.TOKEN_CLASSIFICATION.value,
+    "default": Task.FEATURE_EXTRACTION.value,
+    "sentence-similarity": Task.FEATURE_EXTRACTION.value,
+    "masked-lm": Task.FILL_MASK.value,
+    "causal-lm": Task.TEXT_GENERATION.value,
+}
 _PEFT_TASK_TYPES = {
     "SEQ_CLS": Task.TEXT_CLASSIFICATION,
     "TOKEN_CLS": Task.TOKEN_CLASSIFICATION,
@@ -44,10 +54,8 @@ def task_named(name: str) -> Task:
     Raises:
         ExportError: No such task can be exported.
     """
-    from optimum.exporters.tasks import TasksManager
-
     try:
-        return Task(TasksManager.map_from_synonym(name))
+        return Task(SYNONYMS.get(name, name))
     except ValueError as error:
         raise ExportError(
             f"task {name!r} cannot be exported; choose one of {', '.join(task.value for task in Task)}"

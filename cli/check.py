@@ -13,7 +13,14 @@ _SHOWN = 5
 
 @click.command()
 @click.argument("artifact")
-@click.option("--for", "flavor", default="auto", show_default=True, help="tensorrt or rtx: whose parser is asked.")
+@click.option(
+    "--for",
+    "flavor",
+    type=click.Choice(["auto", "tensorrt", "rtx"]),
+    default="auto",
+    show_default=True,
+    help="Whose parser is asked.",
+)
 @options.as_json
 def check(artifact: str, flavor: str, as_json: bool) -> None:
     """Say before a build whether TensorRT will take ARTIFACT.

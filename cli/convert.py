@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from . import options
@@ -12,8 +14,9 @@ from . import options
 @click.option("--backbone", required=True, metavar="DIR_OR_ID", help="What it was trained on.")
 @click.option("-o", "--output", required=True, metavar="DIR", help="The PEFT folder to write.")
 @options.task
+@options.overwrite
 @options.as_json
-def convert(checkpoint: str, backbone: str, output: str, task: str | None, as_json: bool) -> None:
+def convert(checkpoint: str, backbone: str, output: str, *, as_json: bool, **settings: Any) -> None:
     """Turn a reference file into a PEFT folder.
 
     CHECKPOINT is a file of the AdaKron reference implementation (pytorch_model_expert_soup.bin, model.500.pt) or a
@@ -21,7 +24,7 @@ def convert(checkpoint: str, backbone: str, output: str, task: str | None, as_js
     """
     from adakron_export import convert as convert_checkpoint
 
-    folder = convert_checkpoint(checkpoint, output, backbone=backbone, task=task, progress=options.stage_printer())
+    folder = convert_checkpoint(checkpoint, output, backbone=backbone, progress=options.stage_printer(), **settings)
     if as_json:
         options.print_json({"folder": str(folder)})
     else:

@@ -11,6 +11,7 @@ import click
 
 from adakron_export._version import __version__
 from adakron_export.errors import AdaKronError
+from adakron_export.extras import missing_package
 
 from . import options
 from .bench import bench
@@ -37,10 +38,13 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except AdaKronError as error:
+        except (AdaKronError, ModuleNotFoundError) as error:
+            told = missing_package(error) if isinstance(error, ModuleNotFoundError) else error
+            if told is None:
+                raise
             if ctx.params.get("debug"):
                 click.echo(traceback.format_exc(), err=True)
-            click.echo(f"error: {error}", err=True)
+            click.echo(f"error: {told}", err=True)
             sys.exit(2)
         except KeyboardInterrupt:
             click.echo("stopped; nothing was written", err=True)

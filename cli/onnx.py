@@ -7,6 +7,8 @@ from typing import Any
 
 import click
 
+from adakron_export.artifact import TARGETS
+
 from . import options
 
 
@@ -14,10 +16,8 @@ from . import options
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="DIR", help="The artifact's folder.")
 @options.backbone
-@click.option(
-    "--target", default="portable", show_default=True, help="portable, ort-cpu, openvino, ort-cuda or tensorrt."
-)
-@click.option("--dtype", default="fp32", show_default=True, help="fp32, fp16, bf16, int8, fp8 or int4.")
+@click.option("--target", type=click.Choice(TARGETS), default="portable", show_default=True, help="What runs it.")
+@click.option("--dtype", type=options.DTYPE, default="fp32", show_default=True, help="What it computes in.")
 @click.option("--opset", type=int, metavar="N",
               help="Of the standard operators, 18 to 23.  [default: 20; int4: 21; ort-cpu: 23]")  # fmt: skip
 @click.option("--data", metavar="DATA", help="Text to calibrate int8 or fp8 on (tensorrt, openvino).")
@@ -27,6 +27,7 @@ from . import options
 @options.atol
 @click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")
 @click.option("--force", is_flag=True, help="Write the artifact even if a check fails.")
+@options.overwrite
 @options.as_json
 def onnx(output: str, *, checkpoint: str, as_json: bool, no_validate: bool, **settings: Any) -> None:
     """Export CHECKPOINT to ONNX and prove it equal.

@@ -6,19 +6,43 @@ import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import click
 
+from adakron_export.artifact import DTYPES, TORCH_NAMES
+from adakron_export.device import Device
 from adakron_export.errors import AdaKronError
+from adakron_export.tasks import SYNONYMS, Task
 
 backbone = click.option("--backbone", metavar="DIR_OR_ID", help="The backbone; by default what the checkpoint names.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-task = click.option("--task", metavar="NAME", help="Such as text-classification; inferred by default.")
-device = click.option(
-    "--device", default="cpu", show_default=True, help="cpu, openvino, cuda, tensorrt or tensorrt-rtx."
-)
+overwrite = click.option("--overwrite", is_flag=True, help="Replace what is there, at the end, in one step.")
+
+
+class Named(click.Choice[str]):
+    """A choice that knows other names of its values too.
+
+    Args:
+        values: As they are listed.
+        synonyms: Their values by other names.
+    """
+
+    def __init__(self, values: Sequence[str], synonyms: Mapping[str, str]) -> None:
+        super().__init__(list(values))
+        self.synonyms = synonyms
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The value that is meant."""
+        return super().convert(self.synonyms.get(value, value), param, ctx)
+
+
+TASK = Named([each.value for each in Task], SYNONYMS)
+DTYPE = Named(DTYPES, TORCH_NAMES)
+DEVICE = click.Choice([each.value for each in Device])
+task = click.option("--task", type=TASK, help="Inferred by default.")
+device = click.option("--device", type=DEVICE, default="cpu", show_default=True, help="Where it runs.")
 atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
 
 

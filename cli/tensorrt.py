@@ -24,8 +24,14 @@ def _profiles(_context: click.Context, _option: click.Parameter, texts: tuple[st
 @click.option("-o", "--output", required=True, metavar="DIR", help="The engine's folder.")
 @options.backbone
 @options.task
-@click.option("--flavor", default="auto", show_default=True, help="tensorrt, or rtx, which needs no GPU to build.")
-@click.option("--dtype", metavar="NAME", help="fp32, fp16, bf16, int8, fp8.  [default: artifact's, or fp16]")
+@click.option(
+    "--flavor",
+    type=click.Choice(["auto", "tensorrt", "rtx"]),
+    default="auto",
+    show_default=True,
+    help="rtx needs no GPU to build.",
+)
+@click.option("--dtype", type=options.DTYPE, help="Of a checkpoint's export.  [default: artifact's, or fp16]")
 @click.option("--data", metavar="DATA", help="Text to calibrate a checkpoint's int8 or fp8 on.")
 @click.option("--min-shape", metavar="BxT", callback=_shape, help="Smallest texts and tokens.  [default: 1x1]")
 @click.option("--opt-shape", metavar="BxT", callback=_shape, help="What it is tuned for.  [default: 8x128]")
@@ -39,11 +45,12 @@ def _profiles(_context: click.Context, _option: click.Parameter, texts: tuple[st
 @click.option("--hardware-compatible", is_flag=True, help="Other GPUs from Ampere on can load it; not rtx.")
 @click.option("--strip-weights", is_flag=True, help="Leave the weights out; needs a GPU.")
 @click.option("--refittable", is_flag=True, help="Weights can be changed; needs a GPU.")
+@options.overwrite
 @options.as_json
 def tensorrt(
     source: str, output: str, *, as_json: bool, backbone: str | None, task: str | None, flavor: str,
     dtype: str | None, data: str | None, min_shape: Any, opt_shape: Any, max_shape: Any, profiles: list[Any],
-    compute_capability: str | None, **build: Any,
+    compute_capability: str | None, overwrite: bool, **build: Any,
 ) -> None:  # fmt: skip
     """Build a TensorRT engine.
 
@@ -56,7 +63,8 @@ def tensorrt(
     result = export_engine(
         source, output, backbone=backbone, task=task, flavor=flavor, dtype=dtype, data=data, min_shape=min_shape,
         opt_shape=opt_shape, max_shape=max_shape, profiles=profiles,
-        options=EngineOptions(compute_capability=capabilities, **build), progress=options.stage_printer(),
+        options=EngineOptions(compute_capability=capabilities, **build), overwrite=overwrite,
+        progress=options.stage_printer(),
     )  # fmt: skip
     manifest = result.folder.manifest
     if as_json:

@@ -26,8 +26,16 @@ def _limits(_context: click.Context, _option: click.Parameter, pairs: tuple[str,
 @click.option("--against", required=True, metavar="PATH", help="What it was exported from, or another artifact.")
 @options.backbone
 @options.device
-@click.option("--against-device", default="cpu", show_default=True, help="Where the other side runs.")
-@click.option("--reference", default="fp32", show_default=True, help="fp32 or fp64: of the checkpoint in PyTorch.")
+@click.option(
+    "--against-device", type=options.DEVICE, default="cpu", show_default=True, help="Where the other side runs."
+)
+@click.option(
+    "--reference",
+    type=click.Choice(["fp32", "fp64"]),
+    default="fp32",
+    show_default=True,
+    help="Of the checkpoint in PyTorch.",
+)
 @options.atol
 @click.option("--rtol", type=float, metavar="X", help="Added to it, as a share of the largest value.")
 @click.option("--tolerance", multiple=True, metavar="NAME=X", callback=_limits, help="cosine, top1 or kl; repeatable.")

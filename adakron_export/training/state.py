@@ -28,9 +28,9 @@ def check_startable(output: Path, *, overwrite: bool) -> None:
     Raises:
         TrainingError: Something of ours is there and ``overwrite`` was not asked for, or something of others.
     """
-    problem = check_replaceable(output, is_ours=_is_ours)
+    problem = check_replaceable(output, is_ours=_is_ours, overwrite=True)
     if problem:
-        raise TrainingError(f"{problem}, and would be replaced; choose another output folder")
+        raise TrainingError(problem)
     if overwrite or not output.exists() or not any(output.iterdir()):
         return
     if (run_folder(output) / _SETTINGS).is_file():
