@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from adakron_export.export import ExportResult, export_onnx
     from adakron_export.inspection import inspect
     from adakron_export.prediction import predict
+    from adakron_export.publishing import push_to_hub
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.batching import run_texts
     from adakron_export.runtimes.opening import open_runner
@@ -57,6 +58,7 @@ _HOMES = {
     "open_artifact": "artifact",
     "open_runner": "runtimes.opening",
     "predict": "prediction",
+    "push_to_hub": "publishing",
     "rescale_adapter_scale": "adapter.tuner",
     "run_texts": "runtimes.batching",
     "train": "training.run",
@@ -87,6 +89,7 @@ __all__ = [
     "open_artifact",
     "open_runner",
     "predict",
+    "push_to_hub",
     "rescale_adapter_scale",
     "run_texts",
     "train",

@@ -173,6 +173,11 @@ class Artifact:
         path = self.folder / LADDER
         return json.loads(path.read_text(encoding="utf-8"))["attempts"] if path.is_file() else []
 
+    def measured_on(self) -> str | None:
+        """The text that the accuracy was measured on; ``None`` where none was asked for."""
+        path = self.folder / LADDER
+        return str(json.loads(path.read_text(encoding="utf-8"))["data"]) if path.is_file() else None
+
     def calibration_tokens(self) -> tuple[int, ...]:
         """Ids of the tokens that fixed scales were found on; empty where there are none.
 

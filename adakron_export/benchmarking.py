@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
@@ -27,7 +28,7 @@ from adakron_export.validation.baseline import (
     round_ratios,
     save_baseline,
 )
-from adakron_export.validation.latency import Latency, measure
+from adakron_export.validation.latency import FEWEST_ROUNDS, Latency, measure
 from adakron_export.validation.load import LoadLatency, Scenario, measure_load
 from adakron_export.worker import RunnerProcess, RunnerSettings
 
@@ -97,7 +98,7 @@ class _Plan:
     settings: dict[str, RunnerSettings]
     shapes: tuple[tuple[int, int], ...]
     scenarios: tuple[Scenario, ...]
-    budget_s: float
+    budget_s: float  # of one go, from opening the sides on
     seed: int
     progress: Progress
 
@@ -144,7 +145,8 @@ def bench(
         device: ``cpu``, ``cuda``, ``tensorrt`` or ``tensorrt-rtx``; ``openvino`` is on the CPU.
             Beside an engine everything runs on the GPU.
         threads: Of one operator; each runtime's choice by default.
-        budget_s: What the rounds may take, in seconds; warm-up comes on top. Each load takes as long as the rounds.
+        budget_s: What all of it may take, in seconds: opening, warming up, rounds, loads, and measuring again. Where
+            that is too little for `FEWEST_ROUNDS` rounds they are made all the same, and it is said.
         seed: Of the batches.
         clients: Also measure with so many clients, each waiting for its answer.
         rates: Also measure at so many requests a second, arriving whether or not one is answered.
@@ -169,7 +171,8 @@ def bench(
     then = read_baseline(Path(baseline), machine=machine, other_machine=other_machine) if baseline else None
     if then is not None and shapes is None:
         shapes = [parse_shape(shape) for _, shape in then]
-    plan = _Plan(settings, tuple(dict.fromkeys(shapes or ())), scenarios, budget_s, seed, progress)
+    start, goes = time.perf_counter(), 1 + (_MEASURED_AGAIN if baseline or baseline_to_save else 0)
+    plan = _Plan(settings, tuple(dict.fromkeys(shapes or ())), scenarios, budget_s / goes, seed, progress)
 
     def check(keys: Sequence[tuple[str, str]]) -> None:
         if then is not None:
@@ -185,7 +188,13 @@ def bench(
             plan.progress("measure the baseline again in new processes")
             ratios = _with_another_opening(plan, ratios)
         save_baseline(Path(baseline_to_save), ratios, machine=machine, versions=report.versions)
+    _say_if_longer(time.perf_counter() - start, budget_s, progress)
     return report
+
+
+def _say_if_longer(seconds: float, budget_s: float, progress: Progress) -> None:
+    if seconds > budget_s + 1:
+        progress(f"warning: it took {seconds:.0f} s; opening and {FEWEST_ROUNDS} rounds need more than {budget_s:g} s")
 
 
 def _device_of(device: str, paths: Sequence[str | Path]) -> str:
@@ -246,7 +255,7 @@ def _nearest(shape: tuple[int, int], process: RunnerProcess) -> tuple[int, int]:
 
 def _measured(plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = lambda _: None) -> _Measured:
     """Open all sides and time them; ``check`` is told of sides and shapes before it begins."""
-    reference, progress = plan.reference, plan.progress
+    reference, progress, end = plan.reference, plan.progress, time.perf_counter() + plan.budget_s
     with contextlib.ExitStack() as stack:
         processes = {}
         for label, each in plan.settings.items():
@@ -254,15 +263,20 @@ def _measured(plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = 
             processes[label] = stack.enter_context(RunnerProcess(each))
         shapes = plan.shapes or tuple(dict.fromkeys(reduce(_nearest, processes.values(), shape) for shape in SHAPES))
         check([(label, f"{n}x{tokens}") for n, tokens in shapes for label in processes if label != reference])
-        budget_s = plan.budget_s / len(shapes)
+        parts = len(shapes) * (1 + len(plan.scenarios))
+
+        def share() -> float:
+            """The seconds of the next part."""
+            nonlocal parts
+            parts -= 1
+            return max(0.0, end - time.perf_counter()) / (parts + 1)
+
         rows: list[Latency] = []
         loads: list[LoadLatency] = []
         for shape in shapes:
-            rows += measure(
-                processes, shape, budget_s=budget_s, reference=reference, seed=plan.seed, progress=progress
-            )
+            rows += measure(processes, shape, budget_s=share(), reference=reference, seed=plan.seed, progress=progress)
             for scenario in plan.scenarios:
-                loads += measure_load(processes, shape, scenario, budget_s=budget_s, seed=plan.seed, progress=progress)
+                loads += measure_load(processes, shape, scenario, budget_s=share(), seed=plan.seed, progress=progress)
         sides = [
             SideInfo(label, each.settings.path, each.name, each.load_s, each.peak_mb())
             for label, each in processes.items()

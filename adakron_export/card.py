@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from adakron_export.artifact import PARITY, Artifact
+from adakron_export.card_metadata import front_matter
 
 
 def model_card(artifact: Artifact, name: str) -> str:
@@ -25,14 +26,12 @@ def model_card(artifact: Artifact, name: str) -> str:
     inputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.inputs)
     outputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.outputs)
     experts = f", {adapter['num_experts']} experts merged" if adapter["num_experts"] > 1 else ""
-    return f"""---
-library_name: adakron-export
-pipeline_tag: {manifest.task}
-base_model: {manifest.backbone}
-tags:
-- onnx
-- adakron
----
+    measured = [row for row in artifact.attempts() if row["held"]]
+    head = front_matter(
+        library="adakron-export", task=manifest.task, backbone=manifest.backbone, tags=("onnx", "adakron"), name=name,
+        data=artifact.measured_on(), metrics={row["metric"]: row["candidate"] for row in measured},
+    )  # fmt: skip
+    return f"""{head}
 
 # {name}
 

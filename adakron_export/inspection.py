@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifact import REWRITES_KEY, Artifact, files_of, is_artifact, open_artifact
+from adakron_export.engines.folder import is_engine, open_engine
 
 if TYPE_CHECKING:
     from adakron_export.adapter.checkpoint import Checkpoint
@@ -93,6 +94,18 @@ class ArtifactInfo:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {"kind": "artifact", **asdict(self)}
+
+
+def subject_of(path: str | Path) -> dict[str, str]:
+    """What a report is on: the folder's name and, where it is exported, its task, target and dtype."""
+    name = {"name": Path(path).resolve().name}
+    if is_engine(Path(path)):
+        engine = open_engine(path).manifest
+        return {**name, "task": engine.task, "target": f"TensorRT engine ({engine.flavor})", "dtype": engine.dtype}
+    if Path(path).is_dir() and is_artifact(Path(path)):
+        manifest = open_artifact(path).manifest
+        return {**name, "task": manifest.task, "target": manifest.target, "dtype": manifest.dtype}
+    return name
 
 
 def inspect(

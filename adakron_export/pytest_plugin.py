@@ -209,10 +209,12 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     if parity is None and latency is None:
         return
     from adakron_export.extras import package_versions
+    from adakron_export.inspection import subject_of
     from adakron_export.machine import describe_machine
     from adakron_export.reporting.report import report_content, write_report
 
     content = report_content(
+        subject=subject_of(subject.option("artifact")),
         machine=latency.machine if latency else describe_machine(device=subject.option("device"), threads=None),
         versions=package_versions(),
         repeat=shlex.join(["pytest", *map(str, session.config.invocation_params.args)]),

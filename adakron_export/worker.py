@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 _REST_S = 0.05  # ONNX Runtime's idle threads spin for some 35 ms after a run (1.32) and take a core from the next side
 _STEADY, _STEADY_RUNS = 0.03, 5  # two groups of so many runs have medians that are so near
-_LONGEST_WARM_UP_S, _LONGEST_WARM_UP_RUNS = 3.0, 500
+_LONGEST_WARM_UP_RUNS = 500
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +96,13 @@ class RunnerProcess:
         ] or [(texts, tokens)]
         return min(near, key=lambda each: abs(each[0] - texts) + abs(each[1] - tokens))
 
-    def prepare(self, shape: tuple[int, int], *, seed: int = 0) -> tuple[float, float]:
-        """Make a batch, run it for the first time and until it is steady.
+    def prepare(self, shape: tuple[int, int], *, seed: int = 0, longest_s: float = 3.0) -> tuple[float, float]:
+        """Make a batch, run it for the first time and until it is steady, or for so many seconds.
 
         Returns:
             Seconds of the first run, and of a steady one.
         """
-        answer = self.ask("prepare", texts=shape[0], tokens=shape[1], seed=seed)
+        answer = self.ask("prepare", texts=shape[0], tokens=shape[1], seed=seed, longest_s=longest_s)
         return answer["first_s"], answer["steady_s"]
 
     def time(self, runs: int) -> list[float]:
@@ -178,14 +178,14 @@ class _Served:
         space = self.space
         return {"name": self.runner.name, "load_s": seconds, "max_length": space.max_length, "bounds": space.bounds}
 
-    def prepare(self, texts: int, tokens: int, seed: int) -> dict[str, Any]:
+    def prepare(self, texts: int, tokens: int, seed: int, longest_s: float) -> dict[str, Any]:
         from adakron_export.validation.batches import batch_of
 
         assert self.runner is not None
         assert self.space is not None
         self.batch = batch_of(self.space, texts, tokens, seed=seed)
         self.once = self.runner.prepare(self.batch.inputs)
-        return {"first_s": self.once(), "steady_s": _warm_up(self.once)}
+        return {"first_s": self.once(), "steady_s": _warm_up(self.once, longest_s)}
 
     def time(self, runs: int) -> dict[str, Any]:
         return {"seconds": [self.once() for _ in range(runs)]}
@@ -249,9 +249,9 @@ def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
     return EagerRunner(model, device=settings.device), model_space(model)
 
 
-def _warm_up(once: Callable[[], float]) -> float:
+def _warm_up(once: Callable[[], float], longest_s: float) -> float:
     """Run until it is steady, or long enough; the median of the last runs, in seconds."""
-    end = time.perf_counter() + _LONGEST_WARM_UP_S
+    end = time.perf_counter() + longest_s
     seconds: list[float] = []
     while len(seconds) < _LONGEST_WARM_UP_RUNS:
         seconds.append(once())

@@ -21,7 +21,7 @@ from . import options
 @options.device
 @click.option("--threads", type=int, metavar="N", help="Of one operator; the runtime's choice by default.")
 @click.option("--budget", "budget_s", default="60s", show_default=True, callback=options.read_by(parse_seconds),
-              help="For the rounds; each load takes as long.")  # fmt: skip
+              help="For all of it, opening included.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Of the batches.")
 @click.option("--clients", multiple=True, type=int, metavar="N", help="Also under load: N clients; repeatable.")
 @click.option("--rate", "rates", multiple=True, type=float, metavar="R", help="Also at R requests/s; repeatable.")
@@ -48,6 +48,8 @@ def bench(artifacts: tuple[str, ...], *, report_to: str | None, as_json: bool, *
         from .latency import print_latency
 
         print_latency(report)
-    options.write_report(report_to, machine=report.machine, versions=report.versions, latency=report.to_json())
+    options.write_report(
+        report_to, artifacts[0], machine=report.machine, versions=report.versions, latency=report.to_json()
+    )
     if not report.passed:
         sys.exit(1)

@@ -28,13 +28,19 @@ from . import options
 @click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")
 @click.option("--force", is_flag=True, help="Write the artifact even if a check fails.")
 @options.overwrite
+@options.push_to_hub
+@options.private
 @options.as_json
-def onnx(output: str, *, checkpoint: str, as_json: bool, no_validate: bool, **settings: Any) -> None:
+def onnx(
+    output: str, *, checkpoint: str, as_json: bool, no_validate: bool, push_to_hub: str | None, private: bool,
+    **settings: Any,
+) -> None:  # fmt: skip
     """Export CHECKPOINT to ONNX and prove it equal.
 
     CHECKPOINT is a PEFT folder, its hub id, or a file of the reference implementation. The artifact is put in
     place in one step, and only if its outputs are those of eager PyTorch.
     """
+    options.check_push(push_to_hub, private=private)
     from adakron_export import export_onnx
 
     result = export_onnx(checkpoint, output, validate=not no_validate, progress=options.stage_printer(), **settings)
@@ -46,6 +52,8 @@ def onnx(output: str, *, checkpoint: str, as_json: bool, no_validate: bool, **se
         )
     else:
         _print(result)
+    if result.written:
+        options.push(result.folder, push_to_hub, private=private)
     if (result.parity and not result.parity.passed) or (result.attempts and not result.attempts[-1].held):
         sys.exit(1)
 

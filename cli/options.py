@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -46,6 +47,8 @@ device = click.option("--device", type=DEVICE, default="cpu", show_default=True,
 atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
 
 
+push_to_hub = click.option("--push-to-hub", metavar="REPO", help="Upload it there when it is done.")
+private = click.option("--private", is_flag=True, help="Make that repository a private one.")
 report = click.option("--report", "report_to", metavar="DIR", help="Write a page and report.json there.")
 
 
@@ -62,15 +65,32 @@ def check_report(folder: str | None) -> None:
         check_report_folder(folder)
 
 
-def write_report(folder: str | None, **parts: Any) -> None:
-    """Write a report, if one was asked for, and say where; the parts are those of `report_content`."""
+def write_report(folder: str | None, path: str, **parts: Any) -> None:
+    """Write a report on what is at a path, if one was asked for; the parts are those of `report_content`."""
     if folder is None:
         return
+    from adakron_export.inspection import subject_of
     from adakron_export.reporting import report
 
     words = click.get_current_context().meta["adakron_export.arguments"]
-    content = report.report_content(repeat=shlex.join(["adakron-export", *words]), **parts)
+    content = report.report_content(repeat=shlex.join(["adakron-export", *words]), subject=subject_of(path), **parts)
     click.echo(f"report: {report.write_report(folder, content)}", err=True)
+
+
+def check_push(repository: str | None, *, private: bool) -> None:
+    """Refuse options that make no sense, before anything is done."""
+    if private and repository is None:
+        raise click.UsageError("--private is for --push-to-hub REPO")
+
+
+def push(folder: Path, repository: str | None, *, private: bool) -> None:
+    """Upload a folder, if that was asked for, and say where it is."""
+    if repository is None:
+        return
+    from adakron_export import push_to_hub as upload
+
+    address = upload(folder, repository, private=private, progress=stage_printer())
+    click.echo(f"pushed to {address}", err=True)
 
 
 def read_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:

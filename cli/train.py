@@ -61,14 +61,20 @@ def _all_settings(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("--config", metavar="FILE", help="A recipe; the command line wins over it.")
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR; its settings are kept there.")
 @click.option("--overwrite", is_flag=True, help="Begin anew; a checkpoint in DIR is replaced at the end.")
+@options.push_to_hub
+@options.private
 @options.as_json
 @_all_settings
-def train(output: str, *, config: str | None, resume: bool, overwrite: bool, as_json: bool, **settings: Any) -> None:
+def train(
+    output: str, *, config: str | None, resume: bool, overwrite: bool, as_json: bool, push_to_hub: str | None,
+    private: bool, **settings: Any,
+) -> None:  # fmt: skip
     """Train adapters and a head on labelled text.
 
     DATA is a TSV, CSV, JSON lines or Parquet file, a folder of them, glue:NAME, or the hub id of a data set. The
     best checkpoint on the evaluation data becomes DIR, which PEFT loads and `adakron-export onnx` exports.
     """
+    options.check_push(push_to_hub, private=private)
     from adakron_export import train as run
 
     given = {name: value for name, value in settings.items() if value is not None}
@@ -76,10 +82,11 @@ def train(output: str, *, config: str | None, resume: bool, overwrite: bool, as_
     try:
         result = run(recipe, output, resume=resume, overwrite=overwrite, progress=options.stage_printer(), bar=True)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped; go on with: adakron-export train -o {output} --resume", err=True)
+        click.echo(f"\nstopped and saved; go on with: adakron-export train -o {output} --resume", err=True)
         sys.exit(130)
     if not options.is_first_process():
         return
+    options.push(result.folder, push_to_hub, private=private)
     if as_json:
         options.print_json(result.to_json())
         return

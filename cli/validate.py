@@ -65,6 +65,7 @@ def validate(*, artifact: str, report_to: str | None, as_json: bool, **settings:
         print_parity(report)
     options.write_report(
         report_to,
+        artifact,
         machine=describe_machine(device=settings["device"], threads=None),
         versions=package_versions(),
         parity=report.to_json(),

@@ -102,7 +102,7 @@ def test_checkpoint_and_backbone_from_the_hub(tmp_path, monkeypatch):
     assert result.artifact.manifest.backbone == "somebody/backbone"
     assert {source.name for source in result.artifact.manifest.backbone_source} == {"config.json", "model.safetensors"}
     with pytest.raises(BackboneError, match="somebody/other: .* hub cannot be reached"):
-        export_onnx("somebody/adapter", tmp_path / "out", backbone="somebody/other")
+        export_onnx("somebody/adapter", tmp_path / "other", backbone="somebody/other")
 
 
 def test_remote_code_is_not_run_and_not_asked_for(tmp_path):

@@ -27,7 +27,7 @@ class Fake:
         self.seconds = seconds
         self.asked = []
 
-    def prepare(self, shape, *, seed=0):
+    def prepare(self, shape, *, seed=0, longest_s=3.0):
         return 10 * self.seconds, self.seconds
 
     def time(self, runs):
@@ -152,7 +152,7 @@ def test_default_shapes_are_cut_to_what_the_model_takes(demo_artifact):
         (["--shapes", "1x"], "write TEXTSxTOKENS"),
         (["--shapes", "0x4"], "write TEXTSxTOKENS"),
         (["--shapes", "1x65", "--budget", "1s"], "shape 1x65: the model takes at most 64 tokens"),
-        (["--device", "tpu"], "device 'tpu' is unknown"),
+        (["--device", "tpu"], "'tpu' is not one of 'cpu', 'openvino', 'cuda'"),
         (["--device", "cuda"], "CUDA"),
         (["--threads", "0"], "threads is 0"),
         (["--budget", "soon"], "is no duration"),

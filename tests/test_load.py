@@ -81,7 +81,7 @@ def test_sides_take_turns_and_meet_the_same_arrivals():
         def __init__(self, name):
             self.name = name
 
-        def prepare(self, shape, *, seed=0):
+        def prepare(self, shape, *, seed=0, longest_s=3.0):
             return 0.1, 0.1
 
         def load(self, scenario, seconds, *, seed):
@@ -89,7 +89,8 @@ def test_sides_take_turns_and_meet_the_same_arrivals():
             return Observed([0.1], seconds)
 
     rows = measure_load({"a": Side("a"), "b": Side("b")}, (2, 8), Scenario(clients=2), budget_s=6.0, seed=1)
-    assert asked == [("a", 1, 3), ("b", 1, 3), ("b", 1, 4), ("a", 1, 4), ("a", 1, 5), ("b", 1, 5)]
+    assert [(name, seed) for name, _, seed in asked] == [("a", 3), ("b", 3), ("b", 4), ("a", 4), ("a", 5), ("b", 5)]
+    assert all(seconds == pytest.approx(1, abs=0.01) for _, seconds, _ in asked)
     assert [(row.side, row.scenario, row.requests, row.p99_ms) for row in rows] == [
         ("a", "2 clients", 3, 100.0),
         ("b", "2 clients", 3, 100.0),

@@ -23,6 +23,11 @@ return [...document.querySelectorAll('svg')].flatMap(plot => {
   }).map(mark => mark.outerHTML);
 });
 """
+# Boxes that hide a part of what is in them.
+CUT = """
+return [...document.querySelectorAll('.wide, td, th, .label, li, p, h3, pre')]
+  .filter(each => each.scrollWidth > each.clientWidth + 1).map(each => each.outerHTML.slice(0, 120));
+"""
 # The contrast of text and ground, after WCAG 2.1.
 CONTRAST = """
 const light = text => {
@@ -92,6 +97,7 @@ def latency():
 def page(tmp_path_factory):
     content = report_content(
         machine={"processor": "a processor", "threads": None}, versions={"torch": "2.13.0"}, repeat="pytest " * 30,
+        subject={"name": "an-artifact", "task": "text-classification", "target": "portable", "dtype": "int8"},
         parity=parity(), latency=latency(),
     )  # fmt: skip
     return write_report(tmp_path_factory.mktemp("page"), content)
@@ -113,7 +119,7 @@ def browser():
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 def test_the_page_is_drawn_whole(browser, page, width, scheme):
     browser.execute_cdp_cmd(
         "Emulation.setDeviceMetricsOverride",
@@ -129,6 +135,12 @@ def test_the_page_is_drawn_whole(browser, page, width, scheme):
     assert browser.execute_script(f"return {root}.scrollWidth <= {root}.clientWidth")
     assert browser.execute_script("return document.querySelectorAll('.plot').length") == 6
     assert browser.execute_script(LOST_MARKS) == []
+    assert browser.execute_script(CUT) == []
+    assert browser.title == "FAILED: an-artifact (text-classification, portable, int8)"
+    assert "an-artifact (text-classification, portable, int8)" in browser.find_element("tag name", "header").text
+    hidden = browser.execute_script("return [...document.querySelectorAll('svg title')].map(each => each.textContent)")
+    shown = browser.find_element("tag name", "body").text
+    assert [text for text in hidden if text not in shown] == []
     ratios = browser.execute_script(CONTRAST)
     assert len(ratios) > 50
     assert min(ratios) >= 4.5

@@ -35,7 +35,7 @@ def dying(stage, function):
     return lambda *arguments, **options: (die(stage), function(*arguments, **options))[1]
 export.put_in_place = dying("put in place", export.put_in_place)
 staging.shutil.rmtree = dying("clean up", staging.shutil.rmtree)
-export_onnx(checkpoint, output, atol=1e-3, progress=die)
+export_onnx(checkpoint, output, atol=1e-3, overwrite=True, progress=die)
 """
 
 

@@ -393,3 +393,37 @@ def test_scaled_pooler_needs_one_that_was_never_trained(backbone, data, tmp_path
     save_file({**tensors, "pooler.dense.bias": tensors["pooler.dense.bias"] + 1}, encoder / "model.safetensors")
     with pytest.raises(TrainingError, match="this one has biases"):
         train(recipe_of(encoder, data, pooler_scale=10.0), tmp_path / "out")
+
+
+def test_ctrl_c_saves_and_the_resumed_run_is_the_same(backbone, data, tmp_path, monkeypatch):
+    from adakron_export.training.callbacks import ProgressBar
+
+    recipe = recipe_of(backbone, data, epochs=2.0)
+    train(recipe, tmp_path / "whole")
+
+    def press(self, args, state, control, **_):
+        if state.global_step == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressBar, "on_step_end", press)
+        with pytest.raises(KeyboardInterrupt):
+            train(recipe, tmp_path / "stopped")
+    saved = [path.name for path in (tmp_path / "stopped/training").glob("checkpoint-*")]
+    assert saved == ["checkpoint-3"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(None, tmp_path / "stopped", resume=True)
+    whole, resumed = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("whole", "stopped"))
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    history = [json.loads((tmp_path / name / "training.json").read_text())["history"] for name in ("whole", "stopped")]
+    evaluations = [[row["eval_loss"] for row in rows if "eval_loss" in row] for rows in history]
+    assert evaluations[0] == evaluations[1]
+
+
+def test_of_equal_metrics_the_smaller_loss_is_the_best():
+    from adakron_export.training.callbacks import best_evaluation
+
+    history = [{"step": step, "eval_accuracy": accuracy, "eval_loss": loss}
+               for step, accuracy, loss in ((1, 0.9, 0.5), (2, 0.9, 0.3), (3, 0.8, 0.1), (4, 0.9, 0.4))]  # fmt: skip
+    assert best_evaluation(history, "accuracy")["step"] == 2
+    assert best_evaluation(history, "loss")["step"] == 3

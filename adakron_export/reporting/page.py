@@ -27,6 +27,7 @@ def render(content: dict[str, Any]) -> str:
     parity, latency = content["parity"], content["latency"]
     return environment.get_template("report.html.j2").render(
         report=content,
+        subject=_subject(content.get("subject")),
         parity=parity,
         latency=latency,
         verdicts=_verdicts(parity, latency),
@@ -35,6 +36,14 @@ def render(content: dict[str, Any]) -> str:
         **_parity_plots(parity),
         **_latency_plots(latency),
     )
+
+
+def _subject(subject: dict[str, str] | None) -> str:
+    """Model, task, target and dtype in a line; reports of earlier releases do not say."""
+    if not subject:
+        return ""
+    rest = [value for name, value in subject.items() if name != "name"]
+    return f"{subject['name']} ({', '.join(rest)})" if rest else subject["name"]
 
 
 def _verdicts(parity: dict[str, Any] | None, latency: dict[str, Any] | None) -> list[tuple[str, bool | None, str]]:

@@ -22,8 +22,8 @@ Content = dict[str, Any]
 
 
 def report_content(
-    *, machine: Mapping[str, Any], versions: Mapping[str, str], repeat: str, parity: Content | None = None,
-    latency: Content | None = None,
+    *, machine: Mapping[str, Any], versions: Mapping[str, str], repeat: str, subject: Mapping[str, str],
+    parity: Content | None = None, latency: Content | None = None,
 ) -> Content:  # fmt: skip
     """A report as plain data, as ``report.schema.json`` describes it.
 
@@ -31,6 +31,7 @@ def report_content(
         machine: What it was measured on.
         versions: Of the packages.
         repeat: The command that makes it again.
+        subject: What was looked at: its ``name`` and, of an exported model, ``task``, ``target`` and ``dtype``.
         parity: As of `ParityReport.to_json`.
         latency: As of `BenchReport.to_json`.
     """
@@ -41,6 +42,7 @@ def report_content(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "passed": all(part["passed"] for part in parts),
         "repeat": repeat,
+        "subject": dict(subject),
         "machine": dict(machine),
         "versions": dict(versions),
         "parity": parity,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import signal
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -103,6 +105,48 @@ class Saving(TrainerCallback):  # type: ignore[misc,unused-ignore]
     def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The Trainer saves here."""
         control.should_log = True
+
+
+class Interruption(TrainerCallback):  # type: ignore[misc,unused-ignore]
+    """Ctrl-C saves after the step that it meets, and ends the run; a second one ends it at once.
+
+    Of several processes each would stop at a step of its own, so there it does nothing.
+
+    Attributes:
+        asked: Whether there was one.
+    """
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Listen."""
+        if args.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._before = signal.signal(signal.SIGINT, self._ask)
+
+    def _ask(self, *_: Any) -> None:
+        self.asked = True
+        self._restore()
+
+    def _restore(self) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGINT, self._before)
+            self._before = None
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Save and stop."""
+        if self.asked:
+            control.should_save = control.should_log = control.should_training_stop = True
+
+    def on_epoch_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """No epoch has ended here: nothing is evaluated, and what was saved stays."""
+        if self.asked and state.epoch != round(state.epoch):
+            control.should_save = control.should_log = control.should_evaluate = False
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Listen no more."""
+        self._restore()
 
 
 class Stopping(TrainerCallback):  # type: ignore[misc,unused-ignore]

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from adakron_export.card_metadata import front_matter
+
 
 def training_card(record: Mapping[str, Any], name: str) -> str:
     """The card in Markdown.
@@ -20,11 +22,10 @@ def training_card(record: Mapping[str, Any], name: str) -> str:
     revision = record["backbone"]["revision"]
     metrics = "\n".join(f"| {metric.replace('_', ' ')} | {value:.4f} |" for metric, value in record["metrics"].items())
     settings = "\n".join(f"{key}: {_yaml(value)}" for key, value in recipe.items() if value is not None)
-    metadata = [f"base_model: {shown}"] if "/" in shown else []
-    front = "\n".join(["library_name: peft", f"pipeline_tag: {record['task']}", *metadata, "tags:", "- adakron"])
-    return f"""---
-{front}
----
+    data = recipe["eval_data"] or recipe["data"]
+    head = front_matter(library="peft", task=record["task"], backbone=shown, tags=("adakron",), name=name,
+                        data=Path(data).name if Path(data).exists() else data, metrics=record["metrics"])  # fmt: skip
+    return f"""{head}
 
 # {name}
 
@@ -48,6 +49,13 @@ At step {record["best_step"]} (epoch {record["best_epoch"]:g}), the best by {rec
 
 ```
 adakron-export onnx {name} -o artifact
+```
+
+PEFT loads it too, once the package is imported:
+
+```python
+import adakron_export  # registers AdaKron with PEFT
+from peft import PeftModel
 ```
 
 ## How it was trained

@@ -18,7 +18,7 @@ PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "r
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 DTYPES = ("fp32", "bf16", "fp16")
 # What may differ between a run and its resumption: where things are, not what is computed.
-MOVABLE = ("data", "eval_data", "backbone", "num_workers")
+MOVABLE = ("data", "eval_data", "backbone", "num_workers", "report_to")
 
 
 def _setting(default: Any, text: str, *, group: str, choices: Iterable[str] = (), metavar: str | None = None) -> Any:
@@ -89,6 +89,12 @@ class Recipe:
     metric: str | None = _setting(None, "Which decides what is best; the task's own.", group="evaluation")
     eval_batch_size: int = _setting(64, "Per process.", group="evaluation")
     logging_steps: int = _setting(10, "Steps between points of the curve.", group="evaluation")
+    report_to: str | None = _setting(
+        None,
+        "Trackers of the Trainer beside TensorBoard, such as wandb or mlflow.",
+        group="evaluation",
+        metavar="NAMES",
+    )
     save_steps: int = _setting(500, "Steps between saves within an epoch.", group="evaluation")
     dtype: str = _setting("fp32", "Of the computation; weights are fp32.", group="speed", choices=DTYPES)
     group_by_length: bool = _setting(True, "Batches of equally long texts.", group="speed")

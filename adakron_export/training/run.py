@@ -79,6 +79,7 @@ def train(
         AdapterConfigError: ``r``, ``k`` or ``num_experts`` is impossible.
         TrainingError: A setting is impossible, the folder is taken, or the run cannot be resumed.
         MissingPackageError: The extra ``train`` is not installed.
+        KeyboardInterrupt: Ctrl-C was pressed; the run is saved where it was, and ``resume`` goes on from there.
     """
     check_installed("accelerate", "datasets", "sklearn", "matplotlib", "tensorboard", extra="train")
     folder = Path(output)
@@ -107,7 +108,7 @@ class _Run:
     def make(self, *, resume: bool, overwrite: bool) -> TrainingResult:
         """Prepare everything that can fail, then write, train and finish."""
         from adakron_export.training import state
-        from adakron_export.training.callbacks import Clock, ProgressBar, has_stopped
+        from adakron_export.training.callbacks import Clock, Interruption, ProgressBar, has_stopped
         from adakron_export.training.data import load_data
         from adakron_export.training.model import count_parameters, find_backbone
         from adakron_export.training.preparation import prepare_trainer
@@ -138,10 +139,14 @@ class _Run:
         self.progress(f"train on {len(data.train)} rows")
         clock = Clock()
         trainer.add_callback(clock)
+        interruption = Interruption()
+        trainer.add_callback(interruption)
         history = _history(checkpoint)
         if not has_stopped(history, data.metrics[0], self.recipe.early_stopping):
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             history = trainer.state.log_history
+        if interruption.asked:
+            raise KeyboardInterrupt
         step_size = trainer.args.train_batch_size * self.recipe.gradient_accumulation * processes
         speed = clock.steps * step_size / clock.seconds if clock.steps else None
         record = self._record(data, counts, identity, history)

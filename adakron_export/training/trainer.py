@@ -71,10 +71,16 @@ def training_arguments(recipe: Recipe, folder: Path, *, task: Task, metric: str)
             ddp_find_unused_parameters=False,
             ddp_broadcast_buffers=False,
             disable_tqdm=True,
-            report_to="none",
+            report_to=_trackers(recipe),
         )
     except (ValueError, ImportError, RuntimeError) as error:
         raise TrainingError(f"this cannot be trained here: {' '.join(str(error).split())}") from error
+
+
+def _trackers(recipe: Recipe) -> list[str]:
+    """What the Trainer reports to; TensorBoard's curves are our own, purged where a killed run wrote too much."""
+    names = [name.strip() for name in (recipe.report_to or "").split(",")]
+    return [name for name in names if name not in ("", "none", "tensorboard")]
 
 
 def _checkpointing(recipe: Recipe) -> dict[str, Any]:

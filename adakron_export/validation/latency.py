@@ -14,13 +14,17 @@ from numpy.typing import NDArray
 _ROUND_S = 0.1  # of one side in one round
 _FEWEST_RUNS, _MOST_RUNS = 3, 200  # in a round
 FEWEST_ROUNDS = 5
+LONGEST_WARM_UP_S = 3.0  # of a side at a shape
+_WARM_UP_SHARE = 0.4  # of the budget, for all sides together
 _RESAMPLES = 2000
 
 
 class Timed(Protocol):
     """Something whose runs can be timed; see `RunnerProcess`."""
 
-    def prepare(self, shape: tuple[int, int], *, seed: int = 0) -> tuple[float, float]: ...  # noqa: D102
+    def prepare(  # noqa: D102
+        self, shape: tuple[int, int], *, seed: int = 0, longest_s: float = LONGEST_WARM_UP_S
+    ) -> tuple[float, float]: ...
 
     def time(self, runs: int) -> list[float]: ...  # noqa: D102
 
@@ -80,25 +84,28 @@ def measure(
     Args:
         sides: By their labels.
         shape: Texts and tokens.
-        budget_s: When to stop, in seconds; there are at least `FEWEST_ROUNDS` rounds.
+        budget_s: When to stop, in seconds, warming up included; there are at least `FEWEST_ROUNDS` rounds.
         reference: The side that the others are compared with.
         seed: Of the batch.
         progress: Told of each round.
     """
     end = time.perf_counter() + budget_s
+    longest_s = min(LONGEST_WARM_UP_S, _WARM_UP_SHARE * budget_s / len(sides))
     first: dict[str, float] = {}
     runs: dict[str, int] = {}
     for label, side in sides.items():
         progress(f"{_name(shape)}: warm up {label}")
-        first[label], steady = side.prepare(shape, seed=seed)
+        first[label], steady = side.prepare(shape, seed=seed, longest_s=longest_s)
         runs[label] = min(_MOST_RUNS, max(_FEWEST_RUNS, math.ceil(_ROUND_S / max(steady, 1e-6))))
     rounds: dict[str, list[list[float]]] = {label: [] for label in sides}
     labels = list(sides)
-    count = 0
-    while count < FEWEST_ROUNDS or time.perf_counter() < end:
+    count, longest_round = 0, 0.0
+    while count < FEWEST_ROUNDS or time.perf_counter() + longest_round < end:
+        start = time.perf_counter()
         for label in labels[count % len(labels) :] + labels[: count % len(labels)]:
             rounds[label].append(sides[label].time(runs[label]))
         count += 1
+        longest_round = max(longest_round, time.perf_counter() - start)
         progress(f"{_name(shape)}: round {count}")
     medians = {label: [float(np.median(each)) * 1000 for each in rounds[label]] for label in sides}
     return [

@@ -16,8 +16,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from adakron_export.errors import AdaKronError, RunnerError
+from adakron_export.validation.latency import LONGEST_WARM_UP_S
 
 _SLICES = 3  # of one side's time, so that the machine's drift meets all sides
+_WARM_UP_SHARE = 0.2  # of the budget, for all sides together
+_SHORTEST_S = 0.1  # of a slice
 _PATIENCE = 2.0  # times the planned seconds, after which an open loop that has fallen behind is stopped
 
 
@@ -86,7 +89,9 @@ class LoadLatency:
 class Loaded(Protocol):
     """Something that can be put under load; see `RunnerProcess`."""
 
-    def prepare(self, shape: tuple[int, int], *, seed: int = 0) -> tuple[float, float]: ...  # noqa: D102
+    def prepare(  # noqa: D102
+        self, shape: tuple[int, int], *, seed: int = 0, longest_s: float = LONGEST_WARM_UP_S
+    ) -> tuple[float, float]: ...
 
     def load(self, scenario: Scenario, seconds: float, *, seed: int) -> Observed: ...  # noqa: D102
 
@@ -101,15 +106,18 @@ def measure_load(
         sides: By their labels.
         shape: Texts and tokens of one request.
         scenario: The load.
-        budget_s: For all sides together, in seconds.
+        budget_s: For all sides together, in seconds, warming up included.
         seed: Of the batch and of the arrivals.
         progress: Told of each turn.
     """
-    labels, seconds = list(sides), budget_s / (_SLICES * len(sides))
+    end, labels = time.perf_counter() + budget_s, list(sides)
+    longest_s = min(LONGEST_WARM_UP_S, _WARM_UP_SHARE * budget_s / len(sides))
     found: dict[str, list[Observed]] = {label: [] for label in labels}
     for label, side in sides.items():
         progress(f"{shape[0]}x{shape[1]}: warm up {label} for {scenario.name}")
-        side.prepare(shape, seed=seed)
+        side.prepare(shape, seed=seed, longest_s=longest_s)
+    left_s = max((1 - _WARM_UP_SHARE) * budget_s, end - time.perf_counter())
+    seconds = max(_SHORTEST_S, left_s / (_SLICES * len(sides)) / (_PATIENCE if scenario.rate is not None else 1))
     for turn in range(_SLICES):
         for label in labels[turn % len(labels) :] + labels[: turn % len(labels)]:
             progress(f"{shape[0]}x{shape[1]}: {scenario.name}, {label}")
