@@ -51,8 +51,10 @@ floor: venv ## Test adapters with the lowest PEFT that is allowed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target out/floor peft==0.21.0
 	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/test_peft_contract.py tests/test_peft_method.py
 
-interop: venv ## Open an artifact in optimum-onnx, in a virtual environment of its own
+interop: venv ## Open artifacts in optimum-onnx, sentence-transformers and transformers.js, each by itself
 	$(BIN)/python tests/interop/optimum_onnx.py
+	PYTHONPATH=tests $(BIN)/python tests/interop/sentence_transformers_onnx.py
+	$(BIN)/python tests/interop/transformers_js.py
 
 bindings: venv ## Hold what is called of TensorRT against its own bindings
 	$(BIN)/python tests/interop/tensorrt_bindings.py

@@ -34,6 +34,7 @@ QUANTISED_DTYPES = ("int8", "fp8")
 INT4 = "int4"  # of weights alone
 DTYPES = ("fp32", *HALF_DTYPES, *QUANTISED_DTYPES, INT4)
 TORCH_NAMES = {"float32": "fp32", "float16": "fp16", "half": "fp16", "bfloat16": "bf16"}
+LAYOUTS = ("flat", "transformers.js")
 TARGETS = ("portable", "ort-cpu", "openvino", "ort-cuda", "tensorrt")  # the rows of graph/targets.py
 PLAIN_ATTENTION, MULTI_HEAD_ATTENTION = "plain", "MultiHeadAttention"  # forms that `tune` tries
 REWRITES_KEY = "adakron_export.rewrites"  # metadata of a model: our passes that it went through
@@ -153,15 +154,16 @@ class Artifact:
 
     @property
     def model(self) -> Path:
-        """The ONNX file."""
-        return self.folder / MODEL
+        """The ONNX file: ``model.onnx``, or the one of another layout."""
+        usual = self.folder / MODEL
+        listed = [name for name in self.manifest.files if name.endswith(".onnx")]
+        return self.folder / listed[0] if listed and not usual.is_file() else usual
 
     @property
     def size_bytes(self) -> int:
         """Of the graph and its weights."""
-        return sum(
-            (self.folder / name).stat().st_size for name in (MODEL, MODEL_DATA) if (self.folder / name).exists()
-        )
+        files = (self.model, self.model.with_name(f"{self.model.name}_data"))
+        return sum(file.stat().st_size for file in files if file.exists())
 
     def parity(self) -> dict[str, Any] | None:
         """What validation said when it was exported; ``None`` where it was left out."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from adakron_export.artifact import DTYPES, INT4, MODEL, MODEL_DATA, Artifact, dtype_named, is_artifact, open_artifact
+from adakron_export.artifact import DTYPES, INT4, Artifact, dtype_named, is_artifact, open_artifact
 from adakron_export.companions import copy_companions
 from adakron_export.engines.builder import BuiltEngine, EngineOptions, build_engine
 from adakron_export.engines.flavors import Flavor, flavor_named
@@ -171,7 +171,7 @@ def _manifest(
         compute_capability=options.compute_capability,
         built_on=gpu.compute_capability if gpu else None,
         options={name: value for name, value in asked.items() if value and name != "compute_capability"},
-        source={name: digests[name] for name in (MODEL, MODEL_DATA) if name in digests},
+        source={name: digest for name, digest in digests.items() if name.endswith((".onnx", ".onnx_data"))},
         layers=built.layers,
         build_seconds=round(built.seconds, 2),
         command=command_line(artifact, source, output, profiles, flavor, options),
@@ -184,7 +184,8 @@ def command_line(
 ) -> str:  # fmt: skip
     """What ``trtexec``, or ``tensorrt_rtx``, is told to build the same."""
     folder = Path(source) if is_artifact(Path(source)) else Path("ARTIFACT")
-    words = [flavor.tool, f"--onnx={folder / MODEL}", f"--saveEngine={output / ENGINE}", "--skipInference"]
+    model = folder / artifact.model.relative_to(artifact.folder)
+    words = [flavor.tool, f"--onnx={model}", f"--saveEngine={output / ENGINE}", "--skipInference"]
     for index, profile in enumerate(profiles):
         words += [f"--profile={index}"] if len(profiles) > 1 else []
         for kind, shape in zip(("min", "opt", "max"), profile.shapes, strict=True):

@@ -14,6 +14,8 @@ from adakron_export.artifact import (
     CALIBRATION,
     CARD,
     LADDER,
+    LAYOUTS,
+    MODEL_DATA,
     PARITY,
     Artifact,
     Manifest,
@@ -34,7 +36,7 @@ from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.input_space import model_space
 from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_of
-from adakron_export.onnx_file import write_model
+from adakron_export.onnx_file import move_model, write_model
 from adakron_export.sides import tokenizer_folder
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.tasks import Task
@@ -89,6 +91,7 @@ def export_onnx(
     validate: bool = True,
     force: bool = False,
     overwrite: bool = False,
+    layout: str = "flat",
     progress: Progress = lambda _: None,
 ) -> ExportResult:
     """Load a checkpoint, fold its adapters, export it to ONNX and prove that the outputs are the same.
@@ -110,6 +113,8 @@ def export_onnx(
         validate: Compare with eager PyTorch, which needs ONNX Runtime.
         force: Write the artifact even where validation fails, or the adapters change nothing.
         overwrite: Replace an artifact that is there, in one step, at the end.
+        layout: ``flat`` as optimum and sentence-transformers read it, or ``transformers.js``, which looks for
+            ``onnx/model.onnx`` or another name by dtype.
         progress: Told of each stage as it begins.
 
     Raises:
@@ -121,6 +126,7 @@ def export_onnx(
     """
     folder, dtype = Path(output), dtype_named(dtype)
     lowered_for = target_named(target)
+    _check_layout(layout, dtype)
     calibrated = data is not None and (max_accuracy_drop is None or dtype in lowered_for.calibrated)
     opset = lowered_for.default_opset(dtype) if opset is None else opset
     check_dtype(lowered_for, dtype, opset=opset, calibrated=calibrated)
@@ -156,6 +162,8 @@ def export_onnx(
         if not sound and not force:
             return ExportResult(folder, False, report, None, attempts)
         (staged / CARD).write_text(model_card(artifact, folder.name), encoding="utf-8")
+        if layout == "transformers.js":
+            _lay_out_for_javascript(staged, artifact.manifest.dtype)
         artifact = write_manifest(staged, artifact.manifest)
         put_in_place(staged, folder)
     return ExportResult(folder, True, report, Artifact(folder, artifact.manifest), attempts)
@@ -235,6 +243,27 @@ def _proven(
         report = replace(report, overflow=find_overflow(folded))
     _write_json(artifact.folder / PARITY, report.to_json())
     return report
+
+
+# What transformers.js calls a dtype, and the end of the file's name that it looks for.
+_JAVASCRIPT = {"fp32": ("fp32", ""), "fp16": ("fp16", "_fp16"), "int8": ("q8", "_quantized"), "int4": ("q4", "_q4")}
+
+
+def _check_layout(layout: str, dtype: str) -> None:
+    if layout not in LAYOUTS:
+        raise ExportError(f"layout {layout!r} is unknown; choose {' or '.join(LAYOUTS)}")
+    if layout == "transformers.js" and dtype not in _JAVASCRIPT:
+        raise ExportError(f"transformers.js has no {dtype}; choose one of {', '.join(_JAVASCRIPT)}")
+
+
+def _lay_out_for_javascript(folder: Path, dtype: str) -> None:
+    """The model in a folder of its own, and the dtype in the configuration, which is otherwise guessed."""
+    name, suffix = _JAVASCRIPT[dtype]
+    external = (folder / MODEL_DATA).is_file()
+    move_model(folder, f"onnx/model{suffix}.onnx")
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = {"dtype": name, **({"use_external_data_format": True} if external else {})}
+    _write_json(folder / "config.json", {**config, "transformers.js_config": settings})
 
 
 def _check_place(folder: Path, *, runs: bool, overwrite: bool) -> None:

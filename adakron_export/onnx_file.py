@@ -41,6 +41,23 @@ def write_model(model: ir.Model, folder: Path) -> None:
         _stream(model, stream)
 
 
+def move_model(folder: Path, to: str) -> None:
+    """Give the file that `write_model` wrote another place in the folder; what it names beside it goes along.
+
+    Args:
+        folder: Of the artifact.
+        to: The new name, such as ``onnx/model.onnx``.
+    """
+    place, data = folder / to, folder / MODEL_DATA
+    place.parent.mkdir(parents=True, exist_ok=True)
+    if data.is_file():  # the graph holds its name
+        ir.save(ir.load(folder / MODEL), place, external_data=f"{place.name}_data")
+        data.unlink()
+        (folder / MODEL).unlink()
+    else:
+        (folder / MODEL).rename(place)
+
+
 def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
     initializers = model.graph.initializers.items()
     return {name: value.const_value for name, value in initializers if value.const_value is not None}

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from adakron_export.artifact import TARGETS
+from adakron_export.artifact import LAYOUTS, TARGETS
 
 from . import options
 
@@ -26,6 +26,8 @@ from . import options
 @options.task
 @options.atol
 @click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default="flat", show_default=True,
+              help="Of the folder: who looks for the model where.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Write the artifact even if a check fails.")
 @options.overwrite
 @options.push_to_hub

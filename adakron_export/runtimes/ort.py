@@ -161,7 +161,9 @@ def _with_attention(artifact: Artifact, form: str, options: Any) -> bytes:
     from adakron_export.graph.passes.attention_forms import AttentionFormPass
 
     model = AttentionFormPass(form)(ir.load(artifact.model)).model
-    options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(artifact.folder))
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", str(artifact.model.parent)
+    )
     return bytes(ir.serde.serialize_model(model).SerializeToString())
 
 
