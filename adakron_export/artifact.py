@@ -19,6 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from adakron_export.errors import ArtifactError
+from adakron_export.json_files import read_object
 from adakron_export.tasks import Task
 
 MANIFEST = "adakron_export.json"
@@ -167,18 +168,31 @@ class Artifact:
 
     def parity(self) -> dict[str, Any] | None:
         """What validation said when it was exported; ``None`` where it was left out."""
-        path = self.folder / PARITY
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return self._record(PARITY)
 
     def attempts(self) -> list[dict[str, Any]]:
         """What was tried for the largest accuracy drop, in its order, or nothing."""
-        path = self.folder / LADDER
-        return json.loads(path.read_text(encoding="utf-8"))["attempts"] if path.is_file() else []
+        tried = self._record(LADDER)
+        return tried["attempts"] if tried is not None else []
 
     def measured_on(self) -> str | None:
         """The text that the accuracy was measured on; ``None`` where none was asked for."""
-        path = self.folder / LADDER
-        return str(json.loads(path.read_text(encoding="utf-8"))["data"]) if path.is_file() else None
+        tried = self._record(LADDER)
+        return str(tried["data"]) if tried is not None else None
+
+    def _record(self, name: str) -> dict[str, Any] | None:
+        """What an export wrote down; ``None`` where it did not.
+
+        Raises:
+            ArtifactError: It cannot be read.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            return read_object(path)
+        except ValueError as error:
+            raise ArtifactError(f"{path}: not readable ({error}); export again") from error
 
     def calibration_tokens(self) -> tuple[int, ...]:
         """Ids of the tokens that fixed scales were found on; empty where there are none.
@@ -190,7 +204,7 @@ class Artifact:
         if not path.is_file():
             return ()
         try:
-            return tuple(int(token) for token in json.loads(path.read_text(encoding="utf-8"))["token_ids"])
+            return tuple(int(token) for token in read_object(path)["token_ids"])
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: not readable ({type(error).__name__}: {error})") from error
 
@@ -280,7 +294,7 @@ def sha256_of(path: Path) -> str:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
         version = content.pop("format_version")
     except (ValueError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error

@@ -6,11 +6,12 @@ Files are copied as they are: other versions of transformers and other libraries
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+from adakron_export.json_files import read_json, read_object
 
 # Without one of these there is no tokenizer; a class of transformers may name others (`vocab_files_names`).
 VOCABULARIES = (
@@ -70,7 +71,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     file = folder / "modules.json"
     if not file.is_file():
         return []
-    rows = json.loads(file.read_text(encoding="utf-8"))
+    rows = read_json(file)
     if not isinstance(rows, list) or not all(
         isinstance(row, dict) and isinstance(row.get("type"), str) for row in rows
     ):
@@ -110,10 +111,9 @@ def _class_files(folder: Path) -> list[str]:
 def _read_object(file: Path) -> dict[str, Any]:
     """A JSON object; empty where there is none, for who needs it reads it again and says what is wrong."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except (OSError, ValueError):
         return {}
-    return content if isinstance(content, dict) else {}
 
 
 def _copy(source: Path, names: Iterable[str], folder: Path) -> None:

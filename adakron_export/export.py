@@ -35,6 +35,7 @@ from adakron_export.extras import package_versions, require
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.input_space import model_space
+from adakron_export.json_files import read_json
 from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_of
 from adakron_export.onnx_file import move_model, write_model
 from adakron_export.sides import tokenizer_folder
@@ -261,7 +262,7 @@ def _lay_out_for_javascript(folder: Path, dtype: str) -> None:
     name, suffix = _JAVASCRIPT[dtype]
     external = (folder / MODEL_DATA).is_file()
     move_model(folder, f"onnx/model{suffix}.onnx")
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(folder / "config.json")
     settings = {"dtype": name, **({"use_external_data_format": True} if external else {})}
     _write_json(folder / "config.json", {**config, "transformers.js_config": settings})
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from adakron_export.artifact import Artifact
 from adakron_export.engines.folder import EngineFolder
 from adakron_export.errors import AdaKronError, ArtifactError
+from adakron_export.json_files import read_object
 from adakron_export.tokenization import padding_id
 from adakron_export.validation.batches import InputSpace
 
@@ -60,12 +60,9 @@ def read_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
     """
     path = exported.folder / "config.json"
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not a readable configuration ({error})") from error
-    if not isinstance(config, dict):
-        raise ArtifactError(f"{path}: holds a {type(config).__name__}, not a configuration")
-    return config
 
 
 def _space(names: tuple[str, ...], config: Mapping[str, Any], longest: int | None, folder: Path | None) -> InputSpace:
@@ -93,9 +90,9 @@ def _special_tokens(folder: Path | None) -> tuple[dict[str, int], tuple[int, int
     if folder is None or not (folder / "tokenizer.json").is_file():
         return {}, None
     try:
-        added = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8")).get("added_tokens") or []
+        added = read_object(folder / "tokenizer.json").get("added_tokens") or []
         special = {row["content"]: int(row["id"]) for row in added if row.get("special")}
-        settings = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+        settings = read_object(folder / "tokenizer_config.json")
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise AdaKronError(f"{folder}: its tokenizer cannot be read ({type(error).__name__}: {error})") from error
     names = [settings.get("cls_token"), settings.get("sep_token")]

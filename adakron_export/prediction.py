@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,6 +12,7 @@ from adakron_export.artifact import Artifact, open_artifact
 from adakron_export.device import Device
 from adakron_export.errors import ArtifactError, RunnerError
 from adakron_export.input_space import read_config
+from adakron_export.json_files import read_object
 from adakron_export.runtimes.batching import BATCH_SIZE, Outputs, run_texts
 from adakron_export.runtimes.opening import ArtifactRunner, open_on
 from adakron_export.task_answers import Classes
@@ -102,8 +102,11 @@ def _text(text: Any, index: int, task: Task) -> Text:
         if text.keys() != {"question", "context"}:
             raise RunnerError(f"text {index} has {', '.join(map(str, text))}; a mapping has a question and a context")
         text = (text["question"], text["context"])
-    if isinstance(text, list) and len(text) == 2:
+    if isinstance(text, list):
         text = tuple(text)
+    parts = text if isinstance(text, tuple) else (text,)
+    if not all(isinstance(part, str) for part in parts) or (isinstance(text, tuple) and len(text) != 2):
+        raise RunnerError(f"text {index} is {text!r:.60}; a string or a pair of strings is needed")
     if task is Task.QUESTION_ANSWERING and not isinstance(text, tuple):
         raise RunnerError(f"text {index} is a question without a context; give both: --text QUESTION --pair CONTEXT")
     if isinstance(text, tuple) and task not in (Task.QUESTION_ANSWERING, Task.TEXT_CLASSIFICATION):
@@ -223,9 +226,6 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         return {}
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        return read_object(file)
     except ValueError as error:
-        raise ArtifactError(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{file}: holds a {type(content).__name__}, not settings")
-    return content
+        raise ArtifactError(f"{file}: not readable ({error})") from error

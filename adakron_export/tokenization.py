@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from adakron_export.companions import has_tokenizer
 from adakron_export.errors import ArtifactError, RunnerError, told_as
 from adakron_export.extras import require
+from adakron_export.json_files import read_object
 
 Text = str | tuple[str, str]
 _UNLIMITED = 10**9  # transformers writes 1e30 where a tokenizer knows no longest text
@@ -206,5 +206,5 @@ def _read_settings(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         if (folder / name).is_file():
-            found |= json.loads((folder / name).read_text(encoding="utf-8"))
+            found |= read_object(folder / name)
     return found

@@ -40,7 +40,7 @@ def corrupt(name, content):
     [
         (lambda folder: (folder / "adapter_model.safetensors").unlink(), "adapter_model.safetensors is missing"),
         (lambda folder: (folder / "adapter_config.json").unlink(), "holds neither adapter_config.json"),
-        (corrupt("adapter_config.json", "{"), "not valid JSON"),
+        (corrupt("adapter_config.json", "{"), "not readable"),
         (corrupt("adapter_config.json", "[]"), "holds a list"),
         (corrupt("adapter_model.safetensors", "nonsense"), "not a readable safetensors file"),
     ],

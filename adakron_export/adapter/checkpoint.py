@@ -6,7 +6,6 @@ with such a file in it, or the hub id of the first.
 
 from __future__ import annotations
 
-import json
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from adakron_export.adapter.config import PEFT_TYPE, AdaKronConfig
 from adakron_export.adapter.leftovers import check_leftovers, check_settings
 from adakron_export.adapter.reference import PARTIAL_NAME, is_reference_name
 from adakron_export.errors import BackboneError, CheckpointError, first_few, told_as
+from adakron_export.json_files import read_object
 from adakron_export.tasks import Task, auto_class, infer_task
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -130,12 +130,9 @@ def _beside(folder: Path, named: str) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: holds a {type(content).__name__}, not an object")
-    return content
+        return read_object(path)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not readable ({error})") from error
 
 
 def load_config(checkpoint: Checkpoint) -> PretrainedConfig:

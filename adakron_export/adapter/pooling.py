@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from adakron_export.companions import sentence_modules
 from adakron_export.errors import BackboneError, told_as
+from adakron_export.json_files import read_json
 
 _Rule = Callable[[Tensor, Tensor], Tensor]
 
@@ -177,7 +177,7 @@ _MODULES: dict[str, Callable[[Path], nn.Module]] = {
 
 
 def _settings(folder: Path) -> dict[str, Any]:
-    settings = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    settings = read_json(folder / "config.json")
     if not isinstance(settings, dict):
         raise BackboneError(f"{folder / 'config.json'}: holds a {type(settings).__name__}, not settings")
     return settings

@@ -17,6 +17,7 @@ from adakron_export.artifact import TensorInfo, files_of, is_inside, read_tensor
 from adakron_export.engines.flavors import FLAVORS
 from adakron_export.engines.profiles import Bounds
 from adakron_export.errors import AdaKronError, EngineError
+from adakron_export.json_files import read_object
 from adakron_export.quantities import parse_shape
 
 ENGINE, MANIFEST, LOG = "model.engine", "adakron_engine.json", "build.log"
@@ -117,7 +118,7 @@ def open_engine(folder: str | Path) -> EngineFolder:
 
 def _read(path: Path) -> EngineManifest:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
         version = content.pop("format_version")
         read = {
             "profiles": tuple(tuple(str(shape) for shape in profile) for profile in content["profiles"]),

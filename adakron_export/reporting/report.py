@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from adakron_export._version import __version__
 from adakron_export.errors import ReportError
+from adakron_export.json_files import read_json
 from adakron_export.reporting.page import render
 
 if TYPE_CHECKING:
@@ -97,10 +98,10 @@ def read_report(path: str | Path) -> Content:
 
     file = Path(path) / DATA if Path(path).is_dir() else Path(path)
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except OSError as error:
         raise ReportError(f"{file}: {error.strerror}; write one with --report DIR") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ReportError(f"{file}: not a report ({error})") from error
     found = jsonschema.exceptions.best_match(jsonschema.Draft202012Validator(schema()).iter_errors(content))
     if found is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +11,7 @@ from numpy.typing import NDArray
 
 from adakron_export.artifact import TensorInfo
 from adakron_export.errors import RunnerError
+from adakron_export.json_files import read_object
 from adakron_export.tokenization import padding_id
 
 Array = NDArray[Any]
@@ -98,10 +98,10 @@ def check_values(batch: Batch) -> None:
 def pad_of(folder: Path) -> int:
     """The token that fills short texts, by the model's configuration; any where it has none and the mask hides it."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_object(folder / "config.json")
     except (OSError, ValueError):
         return 0
-    return (padding_id(config) if isinstance(config, dict) else None) or 0
+    return padding_id(config) or 0
 
 
 def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:
@@ -119,5 +119,9 @@ def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:
     if len(set(shapes.values())) > 1:
         raise RunnerError(f"the inputs differ in shape: {shapes}")
     shape = next(iter(shapes.values()))
-    if len(shape) < 2 or 0 in shape:
-        raise RunnerError(f"the inputs have shape {shape}; at least one text of one token is needed")
+    if "pixel_values" in expected:
+        rank, needed = 4, "[images, channels, height, width]"
+    else:
+        rank, needed = 2, "[texts, tokens], at least one of each"
+    if len(shape) != rank or 0 in shape:
+        raise RunnerError(f"the inputs have shape {shape}; the model takes {needed}")

@@ -156,6 +156,8 @@ def check_lists(values: Sequence[Any], places: Sequence[str], column: str) -> No
 def _is_missing(value: Any) -> bool:
     if isinstance(value, float):
         return math.isnan(value)
+    if isinstance(value, (list, tuple)):
+        return any(_is_missing(part) for part in value)
     return value is None or (isinstance(value, str) and value.strip() in ("", "nan", "NaN"))
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from adakron_export.errors import TrainingError
 from adakron_export.extras import check_installed, package_versions
+from adakron_export.json_files import read_json
 from adakron_export.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -228,7 +229,7 @@ class _Run:
             raise TrainingError(f"{best} is the best checkpoint, and it is not there any more; train again")
         with staged_folder(self.folder) as staged:
             shutil.copyfile(best / ADAPTER_WEIGHTS, staged / ADAPTER_WEIGHTS)
-            settings = json.loads((best / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+            settings = read_json(best / ADAPTER_CONFIG)
             settings |= {"base_model_name_or_path": source.name, "revision": source.revision}  # it may have moved
             _write_json(staged / ADAPTER_CONFIG, settings)
             trainer.model.get_base_model().config.to_json_file(staged / "config.json")
@@ -244,7 +245,7 @@ class _Run:
 
 def _keep_padding(file: Path, token: str) -> None:
     """What stood in for a padding token in training (GPT-2 has none) does so afterwards."""
-    settings = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    settings = read_json(file) if file.is_file() else {}
     if not settings.get("pad_token"):
         _write_json(file, {**settings, "pad_token": token})
 
@@ -256,7 +257,7 @@ def _write_json(file: Path, content: dict[str, Any]) -> None:
 def _history(checkpoint: Path | None) -> list[dict[str, Any]]:
     if checkpoint is None:
         return []
-    state: dict[str, Any] = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    state: dict[str, Any] = read_json(checkpoint / "trainer_state.json")
     history: list[dict[str, Any]] = state["log_history"]
     return history
 

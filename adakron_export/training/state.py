@@ -10,6 +10,7 @@ from typing import Any
 
 from adakron_export.adapter.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
 from adakron_export.errors import TrainingError
+from adakron_export.json_files import read_json
 from adakron_export.staging import check_replaceable
 from adakron_export.training.recipe import MOVABLE, Recipe, make_recipe
 
@@ -62,12 +63,12 @@ def read_run(output: Path) -> dict[str, Any]:
     """
     file = run_folder(output) / _SETTINGS
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except FileNotFoundError as error:
         finished = (output / ADAPTER_CONFIG).is_file()
         what = "its training has finished" if finished else "no training was begun there"
         raise TrainingError(f"{output}: nothing to resume, {what}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except ValueError as error:
         raise TrainingError(f"{file}: damaged ({error}); --overwrite begins anew") from error
     if not isinstance(content, dict) or not isinstance(content.get("recipe"), dict):
         raise TrainingError(f"{file}: not the settings of a run; --overwrite begins anew")
@@ -141,6 +142,6 @@ def _is_whole(folder: Path, processes: int) -> bool:
     if not all((folder / name).is_file() for name in names):
         return False
     try:
-        return isinstance(json.loads((folder / _STATE).read_text(encoding="utf-8")), dict)
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return isinstance(read_json(folder / _STATE), dict)
+    except (OSError, ValueError):
         return False

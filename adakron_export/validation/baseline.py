@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from adakron_export.errors import RunnerError
+from adakron_export.json_files import read_object
 from adakron_export.validation.latency import Interval, Latency, interval_of, resampled_medians
 
 FORMAT_VERSION = 1
@@ -97,7 +98,7 @@ def read_baseline(path: Path, *, machine: Mapping[str, Any], other_machine: bool
         RunnerError: It cannot be read, or was measured elsewhere.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
         version, measured_on = content["format_version"], dict(content["machine"])
         ratios = {(str(row["side"]), str(row["shape"])): [float(v) for v in row["ratios"]] for row in content["rows"]}
     except OSError as error:

@@ -1,7 +1,7 @@
 """Opens artifacts that embed sentences in sentence-transformers, in a virtual environment of its own.
 
-Its ONNX backend is optimum-onnx, which needs transformers 4. A chain of several kinds of modules is tried: it must embed
-as `sentence_embedding` does.
+Its ONNX backend is optimum-onnx, which needs transformers 4. A chain of several kinds of modules is tried: it must
+embed as `sentence_embedding` does.
 """
 
 from __future__ import annotations
