@@ -94,7 +94,7 @@ def test_the_readmes_commands_and_code_run_as_they_stand(cli, tmp_path, monkeypa
     text = (ROOT / "README.md").read_text()
     commands = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
                 if line.startswith("adakron-export ")]  # fmt: skip
-    assert len(commands) == 8
+    assert len(commands) == 9
     for command in commands:
         words = shlex.split(
             command.replace("CHECKPOINT", "checkpoint").replace("ARTIFACT", "artifact").replace("ENGINE", "engine")

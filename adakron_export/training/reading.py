@@ -141,12 +141,16 @@ def _hub_rows(table: Any, place: str) -> Rows:
     columns = {key: list(table[key]) for key in table.column_names}
     for key, feature in table.features.items():
         names = getattr(feature, "names", None)
-        if names:  # numbers of classes become their names; -1 is a label that was withheld
-            columns[key] = [names[value] if value is not None and value >= 0 else None for value in columns[key]]
+        if names:  # numbers of classes become their names; -1 is a label that was withheld, and so missing
+            columns[key] = [_class_of(value, names) for value in columns[key]]
         tags = getattr(getattr(feature, "feature", None), "names", None)
         if tags:
-            columns[key] = [[tags[value] for value in values] for values in columns[key]]
+            columns[key] = [[_class_of(value, tags) for value in values] for values in columns[key]]
     return Rows(columns, [f"{place}:{number}" for number in range(len(table))])
+
+
+def _class_of(value: int | None, names: Sequence[str]) -> str | None:
+    return names[value] if value is not None and value >= 0 else None
 
 
 def _read_file(file: Path, settings: TableSettings) -> Rows:
