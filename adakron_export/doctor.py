@@ -15,6 +15,7 @@ from adakron_export.machine import describe_machine
 
 _EXPORT = ("onnxscript", "optimum", "peft", "requests", "safetensors", "torch", "transformers")
 _TRAIN = ("accelerate", "datasets", "matplotlib", "sklearn", "seqeval", "tensorboard", "tqdm", "yaml")
+_BROKEN = "broken"
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,12 +91,13 @@ def _builders() -> dict[str, str]:
             try:
                 found[flavor.module] = str(flavor.load().__version__)
             except AdaKronError as error:
-                found[flavor.module] = f"broken: {error}"
+                found[flavor.module] = f"{_BROKEN}: {error}"
     return found
 
 
 def _abilities(providers: tuple[str, ...], versions: dict[str, str], *, gpu: bool) -> list[Ability]:
-    cuda, trt, rtx = "CUDAExecutionProvider" in providers, "tensorrt" in versions, "tensorrt_rtx" in versions
+    cuda = "CUDAExecutionProvider" in providers
+    trt, rtx = (not versions.get(name, _BROKEN).startswith(_BROKEN) for name in ("tensorrt", "tensorrt_rtx"))
     export, train = _have(_EXPORT), _have(_TRAIN)
     get_export = "pip install 'adakron-export[export]'"
     cpu = "CPUExecutionProvider" in providers

@@ -7,7 +7,8 @@ import sys
 
 import pytest
 
-from adakron_export import __version__
+from adakron_export import __version__, artifact, open_artifact
+from adakron_export.graph import targets
 from conftest import DEMO
 from tiny import save_checkpoint
 
@@ -50,6 +51,30 @@ def test_onnx_prints_verdict_and_files_on_stdout_and_stages_on_stderr(cli, tmp_p
     assert f"next: adakron-export inspect {tmp_path / 'out'}" in result.stdout
     assert "fold the adapters" in result.stderr
     assert max(map(len, result.stdout.partition("wrote")[0].splitlines())) <= 80
+
+
+def test_choices_are_those_of_the_tables(cli, tmp_path):
+    assert tuple(targets.TARGETS) == artifact.TARGETS
+    named = cli("onnx", DEMO, "-o", tmp_path / "out", "--no-validate", "--dtype", "float16")
+    assert open_artifact(tmp_path / "out").manifest.dtype == "fp16", named.output
+    result = cli("onnx", DEMO, "-o", tmp_path / "other", "--dtype", "float8", code=2)
+    assert "'float8' is not one of 'fp32', 'fp16', 'bf16', 'int8', 'fp8', 'int4'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("dtype", "file", "name"), [("fp32", "model.onnx", "fp32"), ("int8", "model_quantized.onnx", "q8")]
+)
+def test_the_layout_of_transformers_js(cli, tmp_path, demo_artifact, dtype, file, name):
+    out = tmp_path / "out"
+    cli("onnx", DEMO, "-o", out, "--dtype", dtype, "--layout", "transformers.js")
+    assert (out / "onnx" / file).is_file()
+    assert not (out / "model.onnx").exists()
+    assert json.loads((out / "config.json").read_text())["transformers.js_config"] == {"dtype": name}
+    assert open_artifact(out).changed_files() == []
+    answers = [cli("predict", folder, "--text", "It works").stdout.split()[0] for folder in (out, demo_artifact)]
+    assert answers[0] == answers[1]
+    refused = cli("onnx", DEMO, "-o", tmp_path / "bf16", "--dtype", "bf16", "--layout", "transformers.js", code=2)
+    assert "transformers.js has no bf16" in refused.stderr
 
 
 def test_onnx_json(cli, tmp_path):

@@ -123,11 +123,11 @@ def test_failed_validation_keeps_the_old_artifact(tmp_path):
     checkpoint = save_checkpoint(tmp_path, "bert")
     assert export_onnx(checkpoint, tmp_path / "out").written
     before = (tmp_path / "out/parity.json").read_text()
-    result = export_onnx(checkpoint, tmp_path / "out", atol=0)
+    result = export_onnx(checkpoint, tmp_path / "out", atol=0, overwrite=True)
     assert not result.written
     assert not result.parity.passed
     assert (tmp_path / "out/parity.json").read_text() == before
-    forced = export_onnx(checkpoint, tmp_path / "out", atol=0, force=True)
+    forced = export_onnx(checkpoint, tmp_path / "out", atol=0, force=True, overwrite=True)
     assert forced.written
     assert open_artifact(tmp_path / "out").parity()["passed"] is False
     assert "FAILED" in (tmp_path / "out/README.md").read_text()

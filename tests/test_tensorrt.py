@@ -136,7 +136,7 @@ def test_check_asks_the_parser(cli, demo_artifact, without_function):
 def test_a_build_that_fails_leaves_the_last_good_engine(engine, without_function, tmp_path):
     shutil.copytree(engine.folder.folder, tmp_path / "out")
     with pytest.raises(BuildError):
-        export_engine(without_function, tmp_path / "out", flavor="rtx")
+        export_engine(without_function, tmp_path / "out", flavor="rtx", overwrite=True)
     assert open_engine(tmp_path / "out").manifest == engine.folder.manifest
 
 
@@ -169,7 +169,7 @@ def test_ctrl_c_stops_the_build_and_writes_nothing(demo_artifact, tmp_path):
         (["--profile", "1x1,1x1,1x1", "--max-shape", "8x8"], "not both"),
         (["--workspace", "0"], "workspace is 0 MB"),
         (["--dtype", "fp16"], "is in fp32, and an engine has the precision of its graph"),
-        (["--dtype", "int3"], "dtype 'int3' is unknown"),
+        (["--dtype", "int3"], "'int3' is not one of 'fp32'"),
     ],
 )
 def test_refusals(cli, demo_artifact, arguments, message, tmp_path):
@@ -230,6 +230,21 @@ def test_what_is_not_ours_is_not_replaced(demo_artifact, tmp_path):
         shutil.copytree(demo_artifact, broken)
         (broken / "model.onnx").write_bytes(b"")
         export_engine(broken, tmp_path / "engine", flavor="rtx")
+
+
+def test_doctor_without_torch_and_with_a_broken_builder(monkeypatch):
+    from importlib import util
+
+    from adakron_export import doctor
+
+    found = util.find_spec
+    monkeypatch.setattr(util, "find_spec", lambda name, *rest: None if name == "torch" else found(name, *rest))
+    monkeypatch.setattr(doctor, "_builders", lambda: {"tensorrt_rtx": "broken: no library"})
+    works = {row.what: row.works for row in examine().abilities}
+    assert works["run and time artifacts on the CPU"]
+    for what in ("export to ONNX (without validation)", "export, and validate against checkpoints", "train",
+                 "build engines for RTX GPUs (tensorrt --flavor rtx)"):  # fmt: skip
+        assert not works[what], what
 
 
 def test_doctor_says_what_works_and_what_to_do(cli):

@@ -420,6 +420,39 @@ def test_ctrl_c_saves_and_the_resumed_run_is_the_same(backbone, data, tmp_path, 
     assert evaluations[0] == evaluations[1]
 
 
+def test_a_run_that_fails_gives_ctrl_c_back(backbone, data, tmp_path, monkeypatch):
+    from adakron_export.training.callbacks import ProgressBar
+
+    def fail(self, args, state, control, **_):
+        raise RuntimeError("in the middle")
+
+    monkeypatch.setattr(ProgressBar, "on_step_end", fail)
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RuntimeError, match="in the middle"):
+        train(recipe_of(backbone, data), tmp_path / "out")
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_trackers_are_those_of_the_trainer(backbone, data, tmp_path, monkeypatch):
+    from transformers import TrainerCallback
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    logged = []
+
+    class Tracker(TrainerCallback):
+        def on_log(self, args, state, control, logs=None, **_):
+            logged.append(logs)
+
+    monkeypatch.setitem(INTEGRATION_TO_CALLBACK, "mine", Tracker)
+    train(recipe_of(backbone, data, report_to="mine, tensorboard", epochs=1.0, logging_steps=1), tmp_path / "out")
+    assert any("loss" in row for row in logged)
+    assert any("eval_accuracy" in row for row in logged)
+    for name in ("nonsense", "wandb"):
+        with pytest.raises(TrainingError, match=name):
+            train(recipe_of(backbone, data, report_to=name), tmp_path / name)
+        assert not (tmp_path / name).exists()
+
+
 def test_of_equal_metrics_the_smaller_loss_is_the_best():
     from adakron_export.training.callbacks import best_evaluation
 

@@ -15,21 +15,27 @@ from adakron_export.errors import BackboneError, told_as
 from adakron_export.json_files import read_json
 
 _Rule = Callable[[Tensor, Tensor], Tensor]
+_TINY = 1e-7  # the least norm that is divided by: torch's own 1e-12 is 0 in fp16
+
+
+def _count(mask: Tensor) -> Tensor:
+    """Tokens of each text; 1 of one that is nothing but padding, whose sum is zero."""
+    return mask.sum(1).clamp(min=1)
 
 
 def _mean(hidden: Tensor, mask: Tensor) -> Tensor:
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9)
+    return (hidden * mask).sum(1) / _count(mask)
 
 
 def _mean_over_root(hidden: Tensor, mask: Tensor) -> Tensor:
-    return (hidden * mask).sum(1) / mask.sum(1).clamp(min=1e-9).sqrt()
+    return (hidden * mask).sum(1) / _count(mask).sqrt()
 
 
 def _weighted_mean(hidden: Tensor, mask: Tensor) -> Tensor:
     """Later tokens count more (Muennighoff, "SGPT", 2022, equation 2)."""
     positions = torch.arange(1, hidden.shape[1] + 1, device=hidden.device)[None, :, None]
     weights = mask.to(torch.float32) * positions  # their sum is more than fp16 holds
-    shares = weights / weights.sum(1, keepdim=True).clamp(min=1e-9)
+    shares = weights / weights.sum(1, keepdim=True).clamp(min=1)
     return (hidden * shares.to(hidden.dtype)).sum(1)
 
 
@@ -80,7 +86,7 @@ class Normalize(nn.Module):
 
     def forward(self, vector: Tensor) -> Tensor:
         """``[batch, width]`` to the same."""
-        return nn.functional.normalize(vector, dim=-1)
+        return nn.functional.normalize(vector, dim=-1, eps=_TINY)
 
 
 class SentenceEmbedding(nn.Module):

@@ -127,9 +127,10 @@ class Interruption(TrainerCallback):  # type: ignore[misc,unused-ignore]
 
     def _ask(self, *_: Any) -> None:
         self.asked = True
-        self._restore()
+        self.close()
 
-    def _restore(self) -> None:
+    def close(self) -> None:
+        """Listen no more."""
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
@@ -143,10 +144,6 @@ class Interruption(TrainerCallback):  # type: ignore[misc,unused-ignore]
         """No epoch has ended here: nothing is evaluated, and what was saved stays."""
         if self.asked and state.epoch != round(state.epoch):
             control.should_save = control.should_log = control.should_evaluate = False
-
-    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Listen no more."""
-        self._restore()
 
 
 class Stopping(TrainerCallback):  # type: ignore[misc,unused-ignore]

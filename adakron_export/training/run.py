@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -144,7 +144,8 @@ class _Run:
         trainer.add_callback(interruption)
         history = _history(checkpoint)
         if not has_stopped(history, data.metrics[0], self.recipe.early_stopping):
-            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+            with closing(interruption):
+                trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
             history = trainer.state.log_history
         if interruption.asked:
             raise KeyboardInterrupt

@@ -12,8 +12,9 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
-from adakron_export.errors import TrainingError
+from adakron_export.errors import TrainingError, told_as
 from adakron_export.tasks import Task
 from adakron_export.training.augmentation import drop_tokens
 from adakron_export.training.averaging import WeightAverage
@@ -35,7 +36,7 @@ def training_arguments(recipe: Recipe, folder: Path, *, task: Task, metric: str)
         metric: Decides which checkpoint is the best.
 
     Raises:
-        TrainingError: This machine cannot compute in the recipe's dtype.
+        TrainingError: This machine cannot compute in the recipe's dtype, or a tracker is unknown or not installed.
     """
     try:
         return TrainingArguments(
@@ -79,8 +80,12 @@ def training_arguments(recipe: Recipe, folder: Path, *, task: Task, metric: str)
 
 def _trackers(recipe: Recipe) -> list[str]:
     """What the Trainer reports to; TensorBoard's curves are our own, purged where a killed run wrote too much."""
-    names = [name.strip() for name in (recipe.report_to or "").split(",")]
-    return [name for name in names if name not in ("", "none", "tensorboard")]
+    named = [name.strip() for name in (recipe.report_to or "").split(",")]
+    trackers = [name for name in named if name not in ("", "none", "tensorboard")]
+    with told_as(TrainingError, f"report_to={recipe.report_to!r}"):
+        for kind in get_reporting_integration_callbacks(trackers):
+            kind()  # refuses to be made where its package is missing; the Trainer makes another one
+    return trackers
 
 
 def _checkpointing(recipe: Recipe) -> dict[str, Any]:
