@@ -36,6 +36,7 @@ _EXTRA_OF = {
                     "train"),
     "onnxruntime": "cpu' or 'adakron-export[gpu",
     "openvino": "openvino",
+    "PIL": "images",
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Runs an artifact on texts. With a fast tokenizer it needs no torch."""
+"""Runs an artifact on texts or images. With a fast tokenizer it needs no torch."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from adakron_export import task_answers
 from adakron_export.artifact import Artifact, open_artifact
 from adakron_export.device import Device
 from adakron_export.errors import ArtifactError, RunnerError
+from adakron_export.image_input import image_reader
 from adakron_export.input_space import read_config
 from adakron_export.json_files import read_object
 from adakron_export.runtimes.batching import BATCH_SIZE, Outputs, run_texts
@@ -33,7 +34,7 @@ _OTHER_GENERATION = {
 
 def predict(
     artifact: str | Path,
-    texts: Sequence[Text | Mapping[str, str]],
+    texts: Sequence[Text | Mapping[str, str] | Path],
     *,
     device: str = "cpu",
     batch_size: int = BATCH_SIZE,
@@ -41,11 +42,12 @@ def predict(
     max_new_tokens: int | None = None,
     progress: Progress = lambda _: None,
 ) -> list[Any]:
-    """What a model answers to each text; texts that are about as long as one another run together.
+    """What a model answers to each text or image; texts that are about as long as one another run together.
 
     Args:
         artifact: The exported folder.
-        texts: At least one. A pair of texts is a tuple; a question and its context may be a mapping of these names.
+        texts: At least one. A pair of texts is a tuple; a question and its context may be a mapping of these names; an
+            image is the path of its file.
         device: ``cpu``, ``openvino`` or ``cuda``.
         batch_size: The most texts that run together.
         top_k: How many classes or tokens to give; the best class, or 5 tokens, by default.
@@ -53,13 +55,14 @@ def predict(
         progress: Told of each stage as it begins.
 
     Returns:
-        By text: ``{label, score}`` of a class, a list of them where several hold or were asked for, and of a
+        By text or image: ``{label, score}`` of a class, a list of them where several hold or were asked for, and of a
         regression the number itself as ``score``; the list of ``{entity_group, score, word, start, end}``; the list of
         ``{score, token, token_str}`` of the mask; ``{answer, score, start, end}``; the sentence embedding as a list of
         numbers; ``{generated_text}``.
 
     Raises:
-        ArtifactError: It is damaged, or has no tokenizer.
+        ArtifactError: It is damaged, or has no tokenizer or image processor.
+        DataError: An image cannot be read.
         RunnerError: There is no text, one is not of the kind that the task needs, or an option is not for the task.
     """
     if not texts:
@@ -71,6 +74,8 @@ def predict(
     opened = open_artifact(artifact)
     task = Task(opened.manifest.task)
     _check_options(task, top_k, max_new_tokens)
+    if task is Task.IMAGE_CLASSIFICATION:
+        return _classify_images(opened, texts, Device.named(device), batch_size, top_k, progress)
     pairs = [_text(text, index, task) for index, text in enumerate(texts, 1)]
     predictor = _Predictor(opened, device, batch_size, top_k, progress)
     progress(f"run the model on {len(texts)} text(s)")
@@ -86,14 +91,29 @@ def predict(
 
 
 def _check_options(task: Task, top_k: int | None, max_new_tokens: int | None) -> None:
-    if task is Task.IMAGE_CLASSIFICATION:
-        raise RunnerError(
-            "image-classification needs images; use transformers' pipeline with OnnxModel, as the README shows it"
-        )
-    if top_k is not None and task not in (Task.TEXT_CLASSIFICATION, Task.FILL_MASK):
-        raise RunnerError(f"top_k is for text-classification and fill-mask; {task} has one answer")
+    if top_k is not None and task not in (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION, Task.FILL_MASK):
+        raise RunnerError(f"top_k is for classification of texts or images and for fill-mask; {task} has one answer")
     if max_new_tokens is not None and task is not Task.TEXT_GENERATION:
         raise RunnerError(f"max_new_tokens is for text-generation; this model is for {task}")
+
+
+def _classify_images(
+    artifact: Artifact, files: Sequence[Any], device: Device, batch_size: int, top_k: int | None, progress: Progress
+) -> list[Any]:
+    for index, file in enumerate(files, 1):
+        if not isinstance(file, (str, Path)):
+            raise RunnerError(f"image {index} is {file!r:.60}; the path of an image file is needed")
+    read, config = image_reader(artifact.folder), read_config(artifact)
+    runner = open_on(artifact, device)
+    progress(f"run the model on {len(files)} image(s)")
+    found = []
+    for start in range(0, len(files), batch_size):
+        logits = runner.run({"pixel_values": read([Path(file) for file in files[start : start + batch_size]])})[
+            "logits"
+        ]
+        classes = Classes.of(config, logits.shape[1])
+        found += [task_answers.classify(row, classes, top_k=top_k) for row in logits]
+    return found
 
 
 def _text(text: Any, index: int, task: Task) -> Text:

@@ -20,7 +20,13 @@ _SHOWN_NUMBERS = 6
 @click.argument("artifact")
 @click.option("--text", "--question", "texts", multiple=True, help="A text, or a question; repeatable.")
 @click.option("--pair", "--context", "pairs", multiple=True, help="Its second text, or its context; repeatable.")
-@click.option("--input", "input_file", metavar="FILE", help="Text, CSV, TSV, JSON or Parquet; - reads lines.")
+@click.option("--image", "images", metavar="FILE", multiple=True, help="An image; repeatable.")
+@click.option(
+    "--input",
+    "input_file",
+    metavar="FILE",
+    help="Text, CSV, TSV, JSON or Parquet; - reads lines. Of images: a path a line.",
+)
 @click.option("--text-column", metavar="NAME", help="Of a table; guessed by default.")
 @click.option("--pair-column", metavar="NAME", help="Of a second text or context.")
 @click.option("--header/--no-header", default=None, help="Whether a table's first line names its columns.")
@@ -32,18 +38,18 @@ _SHOWN_NUMBERS = 6
 @options.device
 @options.as_json
 def predict(
-    artifact: str, texts: tuple[str, ...], pairs: tuple[str, ...], input_file: str | None, output: str | None,
-    *, as_json: bool, text_column: str | None, pair_column: str | None, header: bool | None, delimiter: str | None,
-    **settings: Any,
+    artifact: str, texts: tuple[str, ...], pairs: tuple[str, ...], images: tuple[str, ...], input_file: str | None,
+    output: str | None, *, as_json: bool, text_column: str | None, pair_column: str | None, header: bool | None,
+    delimiter: str | None, **settings: Any,
 ) -> None:  # fmt: skip
-    """Run ARTIFACT on texts.
+    """Run ARTIFACT on texts, or on images.
 
     A question is answered from its context: --question "Who was it?" --context "It was Anna."
     """
     from adakron_export.artifact import check_artifact
 
     check_artifact(artifact)
-    inputs = _said(texts, pairs)
+    inputs = [*_said(texts, pairs), *map(Path, images)]
     if input_file is not None:
         from adakron_export.text_input import read_texts
 
@@ -53,7 +59,10 @@ def predict(
     from adakron_export import predict as run
 
     results = run(artifact, inputs, progress=options.stage_printer(), **settings)
-    rows = [{"text": text, "result": result} for text, result in zip(inputs, results, strict=True)]
+    rows = [
+        {"image": str(given), "result": result} if isinstance(given, Path) else {"text": given, "result": result}
+        for given, result in zip(inputs, results, strict=True)
+    ]
     if output:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         Path(output).write_text(lines, encoding="utf-8")
@@ -62,7 +71,8 @@ def predict(
         options.print_json(rows)
     else:
         for row in rows:
-            click.echo(row["text"] if isinstance(row["text"], str) else " | ".join(row["text"]))
+            given = row.get("image") or row["text"]
+            click.echo(given if isinstance(given, str) else " | ".join(given))
             for line in _lines(row["result"]):
                 click.echo(f"    {line}")
 

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from transformers import AutoTokenizer, pipeline
+from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 
 from adakron_export import export_onnx, load_model, predict
 from adakron_export.errors import AdaKronError
@@ -287,3 +287,37 @@ def test_command_line(cli, demo_artifact, tmp_path):
         in cli("predict", demo_artifact, "--text", "a", "--pair", "b", "--pair", "c", code=2).output
     )
     assert "is for tables" in cli("predict", demo_artifact, "--input", "-", "--header", code=2).output
+
+
+def test_images(cli, tmp_path):
+    image = pytest.importorskip("PIL.Image")
+    checkpoint = save_checkpoint(tmp_path, "vit", Task.IMAGE_CLASSIFICATION, changes={"num_labels": 3})
+    size = load_model(checkpoint).get_base_model().config.image_size
+    settings = {"image_processor_type": "ViTImageProcessor", "size": {"height": size, "width": size},
+                "image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.5, 0.5]}  # fmt: skip
+    (checkpoint / "preprocessor_config.json").write_text(json.dumps(settings))
+    assert export_onnx(checkpoint, tmp_path / "out").written
+    files = [tmp_path / f"{index}.png" for index in range(3)]
+    for index, file in enumerate(files):
+        pixels = np.random.default_rng(index).integers(0, 256, (20, 30 + index, 3), dtype=np.uint8)
+        image.fromarray(pixels).save(file)
+    processor = AutoImageProcessor.from_pretrained(checkpoint)
+    model = load_model(checkpoint).get_base_model().eval()
+    with torch.no_grad():
+        expected = [model(**processor(image.open(file), return_tensors="pt")).logits[0].softmax(-1) for file in files]
+    found = predict(tmp_path / "out", files, top_k=3, batch_size=2)
+    for rows, scores in zip(found, expected, strict=True):
+        by_name = {row["label"]: row["score"] for row in rows}
+        assert close([by_name[model.config.id2label[index]] for index in range(3)], scores.tolist())
+    shown = json.loads(cli("predict", tmp_path / "out", "--image", files[0], "--json").stdout)
+    assert shown == [{"image": str(files[0]), "result": found[0][0]}]
+    (tmp_path / "list.txt").write_text(f"{files[0]}\n{files[2]}\n")
+    assert len(json.loads(cli("predict", tmp_path / "out", "--input", tmp_path / "list.txt", "--json").stdout)) == 2
+    with pytest.raises(AdaKronError, match=r"list.txt: not a readable image"):
+        predict(tmp_path / "out", [tmp_path / "list.txt"])
+    with pytest.raises(AdaKronError, match="image 1 is None"):
+        predict(tmp_path / "out", [None])
+
+
+def test_an_image_for_a_model_of_texts(cli, demo_artifact, tmp_path):
+    assert "a string or a pair of strings" in cli("predict", demo_artifact, "--image", "a.png", code=2).stderr
