@@ -14,8 +14,6 @@ from adakron_export.artifact import (
     CALIBRATION,
     CARD,
     LADDER,
-    LAYOUTS,
-    MODEL_DATA,
     PARITY,
     Artifact,
     Manifest,
@@ -31,17 +29,16 @@ from adakron_export.card import model_card
 from adakron_export.companions import copy_companions, has_tokenizer
 from adakron_export.device import Device
 from adakron_export.errors import ArtifactError, ExportError
+from adakron_export.exportable import check_padding, check_positions, check_tokenizer, check_trained
 from adakron_export.extras import package_versions, require
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.input_space import model_space
-from adakron_export.json_files import read_json
 from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_of
-from adakron_export.onnx_file import move_model, write_model
+from adakron_export.layouts import check_layout, lay_out_for_javascript
+from adakron_export.onnx_file import write_model
 from adakron_export.sides import tokenizer_folder
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
-from adakron_export.tasks import Task
-from adakron_export.tokenization import is_plain, largest_id, padding_id
 from adakron_export.validation.parity import ParityReport
 from adakron_export.validation.tolerance import Tolerance, tolerance_for
 from adakron_export.verify import find_overflow, prove
@@ -127,7 +124,7 @@ def export_onnx(
     """
     folder, dtype = Path(output), dtype_named(dtype)
     lowered_for = target_named(target)
-    _check_layout(layout, dtype)
+    check_layout(layout, dtype)
     calibrated = data is not None and (max_accuracy_drop is None or dtype in lowered_for.calibrated)
     opset = lowered_for.default_opset(dtype) if opset is None else opset
     check_dtype(lowered_for, dtype, opset=opset, calibrated=calibrated)
@@ -164,7 +161,7 @@ def export_onnx(
             return ExportResult(folder, False, report, None, attempts)
         (staged / CARD).write_text(model_card(artifact, folder.name), encoding="utf-8")
         if layout == "transformers.js":
-            _lay_out_for_javascript(staged, artifact.manifest.dtype)
+            lay_out_for_javascript(staged, artifact.manifest.dtype)
         artifact = write_manifest(staged, artifact.manifest)
         put_in_place(staged, folder)
     return ExportResult(folder, True, report, Artifact(folder, artifact.manifest), attempts)
@@ -203,25 +200,8 @@ class _Making:
         _write_model(graph, self.found, self.model, folder)
         if calibrate is not None:
             _write_json(folder / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibrate.token_ids})
-        plain = has_tokenizer(folder) and _check_tokenizer(folder, self.folded, self.progress)
+        plain = has_tokenizer(folder) and check_tokenizer(folder, self.folded, self.progress)
         return Artifact(folder, replace(manifest, plain_tokenizer=plain))
-
-
-def _check_tokenizer(folder: Path, model: TaskModel, progress: Progress) -> bool:
-    """Whether ``tokenizer.json`` is all that is needed; one that does not fit the model is refused."""
-    try:
-        plain = is_plain(folder, decodes=model.task in (Task.TEXT_GENERATION, Task.FILL_MASK))
-        largest = largest_id(folder)
-    except ArtifactError as error:  # it may need packages that are not here
-        progress(f"  warning: {error}")
-        return False
-    size = getattr(model.config, "vocab_size", None)
-    if size is not None and largest >= size:
-        raise ExportError(
-            f"the tokenizer has a token {largest}, where the model's embedding has {size} rows; it is of another "
-            "model, or tokens were added and the embedding was not saved with the adapter"
-        )
-    return plain
 
 
 def _read_text(
@@ -246,27 +226,6 @@ def _proven(
     return report
 
 
-# What transformers.js calls a dtype, and the end of the file's name that it looks for.
-_JAVASCRIPT = {"fp32": ("fp32", ""), "fp16": ("fp16", "_fp16"), "int8": ("q8", "_quantized"), "int4": ("q4", "_q4")}
-
-
-def _check_layout(layout: str, dtype: str) -> None:
-    if layout not in LAYOUTS:
-        raise ExportError(f"layout {layout!r} is unknown; choose {' or '.join(LAYOUTS)}")
-    if layout == "transformers.js" and dtype not in _JAVASCRIPT:
-        raise ExportError(f"transformers.js has no {dtype}; choose one of {', '.join(_JAVASCRIPT)}")
-
-
-def _lay_out_for_javascript(folder: Path, dtype: str) -> None:
-    """The model in a folder of its own, and the dtype in the configuration, which is otherwise guessed."""
-    name, suffix = _JAVASCRIPT[dtype]
-    external = (folder / MODEL_DATA).is_file()
-    move_model(folder, f"onnx/model{suffix}.onnx")
-    config = read_json(folder / "config.json")
-    settings = {"dtype": name, **({"use_external_data_format": True} if external else {})}
-    _write_json(folder / "config.json", {**config, "transformers.js_config": settings})
-
-
 def _check_place(folder: Path, *, runs: bool, overwrite: bool) -> None:
     if runs:
         require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
@@ -277,20 +236,8 @@ def _check_place(folder: Path, *, runs: bool, overwrite: bool) -> None:
 
 def _eager(found: Checkpoint, model: PeftModel, *, force: bool) -> TaskModel:
     if not force:
-        _check_trained(found, model)
+        check_trained(found.path, model)
     return _task_model(found, model, model.get_base_model())
-
-
-def _check_trained(found: Checkpoint, model: PeftModel) -> None:
-    """An adapter whose up-projection is zero is the identity: nobody wants to ship the bare backbone unawares."""
-    from adakron_export.adapter.loading import adapter_layers
-
-    ups = [layer.networks(model.active_adapter)[2] for layer in adapter_layers(model.get_base_model()).values()]
-    if not any(bool(parameter.any()) for up in ups for parameter in up.parameters()):
-        raise ExportError(
-            f"{found.path}: every up-projection is zero, so the adapters change nothing; was it saved before "
-            "training? --force (force=True) exports it all the same"
-        )
 
 
 def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:
@@ -298,32 +245,9 @@ def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:
     from adakron_export.adapter.pooling import read_pooling
     from adakron_export.adapter.task_model import TaskModel
 
-    _check_padding(model)
-    _check_positions(model)
+    check_padding(model)
+    check_positions(model)
     return TaskModel(module, task_of(model), pooling=read_pooling(found.backbone_folder)).eval()
-
-
-def _check_padding(model: PeftModel) -> None:
-    """A decoder that classifies looks for its last token that is no padding."""
-    base = model.get_base_model()
-    decoder = hasattr(base, "score")
-    if decoder and padding_id(base.config.to_dict()) is None:
-        raise ExportError(
-            f"a {type(base).__name__} needs a padding token to find the last token of each text; set pad_token_id "
-            "in the config.json beside the adapter (for GPT-2 its end-of-text token, 50256, is usual)"
-        )
-
-
-def _check_positions(model: PeftModel) -> None:
-    """Rotations that depend on the longest text of a batch are beyond a static graph."""
-    settings = model.get_base_model().config.to_dict()
-    rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
-    kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
-    if kind in ("dynamic", "longrope"):
-        raise ExportError(
-            f"rope_type {kind!r} rotates by the length of the longest text in a batch, which a graph cannot; set "
-            "another one in the config.json beside the adapter, such as linear or yarn, and check the model with it"
-        )
 
 
 def _folded(found: Checkpoint, model: PeftModel, target: Target, dtype: str) -> TaskModel:

@@ -100,6 +100,7 @@ def test_the_readmes_commands_and_code_run_as_they_stand(cli, tmp_path, monkeypa
             command.replace("CHECKPOINT", "checkpoint").replace("ARTIFACT", "artifact").replace("ENGINE", "engine")
         )
         assert cli(*words[1:]).stdout
+    shutil.rmtree("artifact")  # the same from Python
     namespace = {"backbone": backbone_of("bert")}
     for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
         exec(block, namespace)

@@ -212,7 +212,7 @@ def test_no_answer_depends_on_a_texts_neighbours(model_type, task, tmp_path):
     ("task", "texts", "options", "message"),
     [
         (Task.TEXT_CLASSIFICATION, [], {}, "there is no text"),
-        (Task.TEXT_CLASSIFICATION, [3], {}, "text 1 is a int; give a text"),
+        (Task.TEXT_CLASSIFICATION, [3], {}, "text 1 is 3; a string or a pair of strings"),
         (Task.TEXT_CLASSIFICATION, ["fine", "half \ud800"], {}, "text 2 is no valid Unicode"),
         (Task.TEXT_CLASSIFICATION, ["a"], {"top_k": 0}, "top_k is 0"),
         (Task.TEXT_CLASSIFICATION, ["a"], {"max_new_tokens": 3}, "max_new_tokens is for text-generation"),
