@@ -28,7 +28,7 @@ from adakron_export.artifact import (
 from adakron_export.card import model_card
 from adakron_export.companions import copy_companions, has_tokenizer
 from adakron_export.device import Device
-from adakron_export.errors import ArtifactError, ExportError
+from adakron_export.errors import ArtifactError, BackboneError, CheckpointError, ExportError
 from adakron_export.exportable import check_padding, check_positions, check_tokenizer, check_trained
 from adakron_export.extras import package_versions, require
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
@@ -37,6 +37,7 @@ from adakron_export.input_space import model_space
 from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_of
 from adakron_export.layouts import check_layout, lay_out_for_javascript
 from adakron_export.onnx_file import write_model
+from adakron_export.places import check_there
 from adakron_export.sides import tokenizer_folder
 from adakron_export.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.validation.parity import ParityReport
@@ -130,6 +131,9 @@ def export_onnx(
     check_dtype(lowered_for, dtype, opset=opset, calibrated=calibrated)
     rungs = rungs_of(lowered_for, dtype, max_accuracy_drop, data)
     tolerance_for(dtype).changed({"absolute": atol})
+    check_there(checkpoint, CheckpointError)
+    if backbone is not None:
+        check_there(backbone, BackboneError)
     _check_place(folder, runs=validate or data is not None, overwrite=overwrite)
     if lowered_for.device is Device.OPENVINO and (validate or max_accuracy_drop is not None):
         require("openvino", extra="openvino")

@@ -12,8 +12,9 @@ from adakron_export.artifact import EXACT_SUMS, Artifact, sha256_of
 from adakron_export.device import Device
 from adakron_export.diagnosis import compare_layers, find_divergence
 from adakron_export.engines.profiles import bounds_text
-from adakron_export.errors import ArtifactError, ExportError
+from adakron_export.errors import ArtifactError, CheckpointError, ExportError
 from adakron_export.input_space import model_space, read_config
+from adakron_export.places import check_there
 from adakron_export.sides import (
     Side,
     artifact_runner,
@@ -87,6 +88,8 @@ def validate(
     """
     if reference not in PRECISIONS:
         raise ExportError(f"reference {reference!r} is unknown; choose fp32 or fp64")
+    for side in (artifact, against):
+        check_there(side, CheckpointError)
     right = open_side(against, device=against_device, backbone=backbone, task=task_of_exported(artifact),
                       precision=reference, progress=progress)  # fmt: skip
     candidate = open_side(artifact, device=device, backbone=backbone, progress=progress)

@@ -124,6 +124,23 @@ def test_bad_input_is_one_message_and_exit_code_2(cli, tmp_path, monkeypatch, ar
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["onnx", "./nowhere", "-o", "out"],
+        ["onnx", DEMO, "--backbone", "/nowhere/at/all", "-o", "out"],
+        ["validate", "./nowhere", "--against", DEMO],
+        ["train", "--backbone", "/nowhere/at/all", "--data", DEMO / "train.tsv", "-o", "out"],
+        ["train", "--backbone", DEMO / "backbone", "--data", "nowhere.csv", "-o", "out"],
+    ],
+)
+def test_what_is_not_there_is_said_before_torch_is_imported(arguments):
+    code = "import sys; sys.modules['torch'] = None; from adakron_export.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code, *arguments], check=False, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.endswith("no such file or folder\n")
+
+
 def test_debug_shows_the_traceback(cli):
     assert "Traceback" in cli("--debug", "inspect", "/nowhere/at/all", code=2).stderr
 

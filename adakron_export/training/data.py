@@ -93,6 +93,7 @@ def read_source(recipe: Recipe) -> tuple[Rows, Rows | None]:
     Raises:
         DataError: They cannot be read.
     """
+    check_sources(recipe)
     glue = glue_task(recipe.data)
     if glue is not None:
         train, evaluation = read_hub(REPOSITORY, (glue.evaluation,), config=recipe.data.partition(":")[2])
@@ -103,14 +104,24 @@ def read_source(recipe: Recipe) -> tuple[Rows, Rows | None]:
     return train, evaluation
 
 
+def check_sources(recipe: Recipe) -> None:
+    """Raise where the data is no file or folder of this machine, and cannot be a data set of the hub either.
+
+    Raises:
+        DataError: It cannot be.
+    """
+    for source in (recipe.data, recipe.eval_data):
+        if source is not None and glue_task(source) is None and not Path(source).exists():
+            looks_like_a_path = source.lower().endswith(SUFFIXES) or source.count("/") != 1
+            if looks_like_a_path:
+                raise DataError(f"{source}: no such file or folder")
+
+
 def _read(source: str, recipe: Recipe) -> tuple[Rows, Rows | None]:
     path, settings = Path(source), TableSettings(recipe.delimiter, recipe.header)
     if path.exists():
         training, evaluation = split_files(path)
         return read_files(training, settings), read_files(evaluation, settings) if evaluation else None
-    looks_like_a_path = path.name.lower().endswith(SUFFIXES) or source.count("/") != 1
-    if looks_like_a_path:
-        raise DataError(f"{source}: no such file or folder")
     name, _, config = source.partition(":")
     return read_hub(name, EVAL_NAMES, config=config or None)
 

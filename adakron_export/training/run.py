@@ -10,9 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adakron_export.errors import TrainingError
+from adakron_export.errors import BackboneError, TrainingError
 from adakron_export.extras import check_installed, package_versions
 from adakron_export.json_files import read_json
+from adakron_export.places import check_there
+from adakron_export.training.data import check_sources
 from adakron_export.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -84,6 +86,9 @@ def train(
     """
     check_installed("accelerate", "datasets", "sklearn", "matplotlib", "tensorboard", extra="train")
     folder = Path(output)
+    if recipe is not None:
+        check_there(recipe.backbone, BackboneError)
+        check_sources(recipe)
     progress("import torch and transformers")
     from adakron_export.training import state
 
