@@ -36,7 +36,7 @@ def model_card(artifact: Artifact, name: str) -> str:
 # {name}
 
 `{manifest.backbone}` with AdaKron adapters (r={adapter["r"]}, k={adapter["k"]}{experts}) folded in, for
-{manifest.task}, exported to ONNX by [adakron-export](https://pypi.org/project/adakron-export/)
+{manifest.task}, exported to ONNX by adakron-export
 {manifest.versions.get("adakron-export", "")}.
 
 | | |

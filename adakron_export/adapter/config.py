@@ -23,7 +23,7 @@ PEFT_TYPE = AdaKronType.ADAKRON
 _CARD_SECTION = """
 ## Load it
 
-PEFT knows AdaKron once [adakron-export](https://pypi.org/project/adakron-export/) is imported:
+PEFT knows AdaKron once the package `adakron-export` is imported:
 
 ```python
 import adakron_export  # before PeftModel.from_pretrained, AutoPeftModel... or AutoModel... reads this folder

@@ -30,7 +30,7 @@ def training_card(record: Mapping[str, Any], name: str) -> str:
 # {name}
 
 `{shown}`{f" at `{revision}`" if revision else ""} with AdaKron adapters (r={recipe["r"]}, k={recipe["k"]}) for
-{record["task"]}, trained by [adakron-export](https://pypi.org/project/adakron-export/)
+{record["task"]}, trained by adakron-export
 {record["versions"].get("adakron-export", "")}. {counts["trainable"]:,} of {counts["total"]:,} parameters were trained
 ({counts["trainable"] / counts["total"]:.2%}): adapters {counts["adapters"]:,}, head {counts["head"]:,}.
 
