@@ -41,9 +41,7 @@ PLAIN_ATTENTION, MULTI_HEAD_ATTENTION = "plain", "MultiHeadAttention"  # forms t
 REWRITES_KEY = "adakron_export.rewrites"  # metadata of a model: our passes that it went through
 MODULE_KEY = "adakron_export.module"  # metadata of a node: the module of the model that it comes from
 SHIFTED_KEY = "adakron_export.shifted"  # the same: what it puts out is off by a bias that is added later, or never
-EXACT_SUMS = (
-    "session.x64quantprecision"  # ONNX Runtime's entry for exact sums of integer products, where there is no VNNI
-)
+EXACT_SUMS = "session.x64quantprecision"  # ONNX Runtime's entry: integer products are exact without VNNI too
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
 
 

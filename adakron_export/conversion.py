@@ -38,8 +38,7 @@ def convert(
         BackboneError: The backbone cannot be loaded.
     """
     folder = Path(output)
-    is_ours = lambda path: (path / "adapter_config.json").is_file()  # noqa: E731
-    problem = check_replaceable(folder, is_ours=is_ours, overwrite=overwrite)
+    problem = check_replaceable(folder, is_ours=_is_checkpoint, overwrite=overwrite)
     if problem:
         raise CheckpointError(problem)
     progress("load the checkpoint and its backbone")
@@ -56,3 +55,7 @@ def convert(
         model.get_base_model().config.save_pretrained(str(staged))
         put_in_place(staged, folder)
     return folder
+
+
+def _is_checkpoint(folder: Path) -> bool:
+    return (folder / "adapter_config.json").is_file()

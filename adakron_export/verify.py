@@ -233,7 +233,7 @@ def _notes(right: Side, candidate: Side) -> list[str]:
 
 
 def _without_vnni(candidate: Side, batches: Sequence[NamedBatch]) -> list[str]:
-    """What the smallest batches but the first would give in a plain session on a CPU that saturates."""
+    """What a small batch would give in a plain session on a CPU that saturates."""
     if candidate.artifact is None or candidate.artifact.manifest.dtype != "int8":
         return []
     import numpy as np

@@ -86,6 +86,15 @@ def test_what_may_mean_two_things_is_asked(content, message, tmp_path):
         load(tmp_path / "t.csv", content)
 
 
+@pytest.mark.parametrize("option", [{"header": False}, {"delimiter": ";"}])
+def test_options_of_tables_are_refused_elsewhere(option, tmp_path):
+    with pytest.raises(DataError, match=r"t.jsonl: --(header|delimiter) is for CSV and TSV"):
+        load(tmp_path / "t.jsonl", '{"text": "a", "label": 0}\n{"text": "b", "label": 1}\n', **option)
+    for hub in ("glue:sst2", "somebody/reviews"):
+        with pytest.raises(DataError, match=f"{hub}: --(header|delimiter) is for CSV and TSV"):
+            load_data(Recipe(backbone="any", data=hub, **option), lambda _: None)
+
+
 def test_prompts_and_completions_are_for_language_models(tmp_path):
     rows = "".join(json.dumps({"prompt": f"say {text}", "completion": text}) + "\n" for text in TEXTS)
     data, notes = load(tmp_path / "t.jsonl", rows)

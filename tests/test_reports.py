@@ -61,6 +61,18 @@ def test_a_page_needs_nothing_else(reports):
         assert "<h1>Passed</h1>" in page
 
 
+def test_cells_are_labelled_on_phones_as_their_columns_are_headed(reports):
+    labelled = 0
+    for name in ("parity", "latency"):
+        page = (reports / name / "index.html").read_text()
+        for table in re.findall(r"<table>.*?</table>", page, re.DOTALL):
+            heads = re.findall(r"<th[^>]*>([^<]*)</th>", table.partition("</thead>")[0])
+            labels = set(re.findall(r'data-label="([^"]*)"', table))
+            assert labels <= {*heads}
+            labelled += bool(labels)
+    assert labelled >= 4
+
+
 def test_what_failed_stands_on_top_with_the_layer_and_the_command(parity):
     found = parity["parity"]
     parity["passed"] = found["rows"][0]["passed"] = False

@@ -99,9 +99,8 @@ class SmallNetwork(nn.Module):
     def current(self) -> tuple[Tensor, Tensor]:
         """The linear layer of this pass: a random expert in training, the soup at inference."""
         if self.training and self.num_experts > 1:
-            drawn = torch.randint(
-                self.num_experts, (1,), device=self.weight.device
-            )  # a number would break compiled graphs
+            # An index that is a tensor: a number would break compiled graphs.
+            drawn = torch.randint(self.num_experts, (1,), device=self.weight.device)
             return self.weight.index_select(0, drawn).squeeze(0), self.bias.index_select(0, drawn).squeeze(0)
         return self.soup()
 

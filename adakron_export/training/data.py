@@ -96,6 +96,7 @@ def read_source(recipe: Recipe) -> tuple[Rows, Rows | None]:
     check_sources(recipe)
     glue = glue_task(recipe.data)
     if glue is not None:
+        TableSettings(recipe.delimiter, recipe.header).refuse_for(recipe.data)
         train, evaluation = read_hub(REPOSITORY, (glue.evaluation,), config=recipe.data.partition(":")[2])
     else:
         train, evaluation = _read(recipe.data, recipe)
@@ -122,6 +123,7 @@ def _read(source: str, recipe: Recipe) -> tuple[Rows, Rows | None]:
     if path.exists():
         training, evaluation = split_files(path)
         return read_files(training, settings), read_files(evaluation, settings) if evaluation else None
+    settings.refuse_for(source)
     name, _, config = source.partition(":")
     return read_hub(name, EVAL_NAMES, config=config or None)
 

@@ -157,6 +157,8 @@ def _read_file(file: Path, settings: TableSettings) -> Rows:
     kind = kind_of(file)
     if kind not in KINDS:
         raise DataError(f"{file}: files of labelled text end in {', '.join(KINDS)}, with .gz or without")
+    if kind not in (".csv", ".tsv"):
+        settings.refuse_for(file)
     if file.stat().st_size == 0:
         raise DataError(f"{file}: is empty")
     try:

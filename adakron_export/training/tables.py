@@ -41,6 +41,16 @@ class TableSettings:
     delimiter: str | None = None
     header: bool | None = None
 
+    def refuse_for(self, source: object) -> None:
+        """Raise where something was said and the source is no table of cells, which would drop it.
+
+        Raises:
+            DataError: It was.
+        """
+        if self.delimiter is not None or self.header is not None:
+            option = "--delimiter" if self.delimiter is not None else "--header"
+            raise DataError(f"{source}: {option} is for CSV and TSV files, which this is not; leave it out")
+
 
 @dataclass(frozen=True, slots=True)
 class _Cells:
