@@ -8,7 +8,7 @@ from typing import Any
 
 from adakron_export.artifact import EXACT_SUMS
 from adakron_export.engines.flavors import FLAVORS
-from adakron_export.engines.gpu import first_gpu
+from adakron_export.engines.gpu import Gpu, first_gpu
 from adakron_export.errors import AdaKronError
 from adakron_export.extras import package_versions
 from adakron_export.machine import describe_machine
@@ -65,7 +65,7 @@ def examine() -> Examination:
     providers = _providers()
     machine["integer_products"] = _integer_products() if providers else None
     versions = {**package_versions(), **_builders()}
-    return Examination(machine, versions, providers, tuple(_abilities(providers, versions, gpu=gpu is not None)))
+    return Examination(machine, versions, providers, tuple(_abilities(providers, versions, gpu)))
 
 
 def _providers() -> tuple[str, ...]:
@@ -95,9 +95,10 @@ def _builders() -> dict[str, str]:
     return found
 
 
-def _abilities(providers: tuple[str, ...], versions: dict[str, str], *, gpu: bool) -> list[Ability]:
-    cuda = "CUDAExecutionProvider" in providers
+def _abilities(providers: tuple[str, ...], versions: dict[str, str], card: Gpu | None) -> list[Ability]:
+    gpu, cuda = card is not None, "CUDAExecutionProvider" in providers
     trt, rtx = (not versions.get(name, _BROKEN).startswith(_BROKEN) for name in ("tensorrt", "tensorrt_rtx"))
+    rtx_runs = card is not None and FLAVORS["rtx"].runs_on(card.compute_capability)
     export, train = _have(_EXPORT), _have(_TRAIN)
     get_export = "pip install 'adakron-export[export]'"
     cpu = "CPUExecutionProvider" in providers
@@ -117,8 +118,8 @@ def _abilities(providers: tuple[str, ...], versions: dict[str, str], *, gpu: boo
             "pip uninstall onnxruntime; pip install 'adakron-export[gpu]'" if gpu else no_gpu,
         ),
         Ability(
-            "run engines on this GPU", gpu and (trt or rtx) and _torch_has_cuda(),
-            f"{no_cuda}, and adakron-export[tensorrt] or [tensorrt-rtx]" if gpu else no_gpu,
+            "run engines on this GPU", (trt or (rtx and rtx_runs)) and gpu and _torch_has_cuda(),
+            f"{no_cuda}, and adakron-export[tensorrt]{' or [tensorrt-rtx]' if rtx_runs else ''}" if gpu else no_gpu,
         ),
         Ability("eager PyTorch on the GPU", gpu and _torch_has_cuda(), no_cuda),
         Ability(

@@ -15,7 +15,7 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,8 +71,19 @@ def main() -> None:
         folder = Path(name)
         model = demo(shapes) if options.model == "demo" else bert_base(folder, shapes)
         sides, missing = made(model, folder, options.device)
-        latencies = timed(sides, missing, shapes, options)
-        parity = compared(model, sides, options.device)
+        latencies: dict[str, list[Latency]] = {}
+        for shape, rows in timed(sides, missing, shapes, options):
+            latencies[shape] = rows
+            write(options, latencies, missing, [])  # a run that is cut off keeps what it measured
+        found = write(options, latencies, missing, compared(model, sides, options.device))
+    show(latencies, found)
+
+
+def write(
+    options: argparse.Namespace, latencies: Mapping[str, list[Latency]], missing: Mapping[str, str],
+    parity: list[dict[str, Any]],
+) -> dict[str, Any]:  # fmt: skip
+    """Write the figures and the picture."""
     gpu = first_gpu()
     place = gpu.name if gpu is not None else "cpu"
     found = {
@@ -90,7 +101,7 @@ def main() -> None:
     medians = {shape: {row.side: row.p50_ms for row in rows if BARE not in row.side}
                for shape, rows in latencies.items()}  # fmt: skip
     draw_bars(file.with_suffix(".svg"), f"{options.model} with adapters on {place}, milliseconds", medians)
-    show(latencies, found)
+    return found
 
 
 def demo(shapes: list[tuple[int, int]]) -> Model:
@@ -111,7 +122,11 @@ def made(model: Model, folder: Path, device: str) -> tuple[dict[str, str], dict[
     for kind in ("torch.compile fp32", "torch.compile fp16"):
         sides[kind] = f"{kind}:{model.checkpoint}"
     missing: dict[str, str] = {}
+    gpu = first_gpu()
     for name, target, dtype, flavor in wanted(device):
+        if flavor and gpu is not None and not FLAVORS[flavor].runs_on(gpu.compute_capability):
+            missing[f"{name} {dtype}"] = f"it does not run on {gpu.name} (compute capability {gpu.compute_capability})"
+            continue
         for ending in ("", BARE) if dtype in ("fp32", "fp16") else ("",):
             label = f"{name} {dtype}{ending}"
             say(f"make {label}")
@@ -165,27 +180,30 @@ def bare(source: Path, model: Model, target: str, dtype: str) -> Path:
 
 def timed(
     sides: dict[str, str], missing: dict[str, str], shapes: list[tuple[int, int]], options: argparse.Namespace
-) -> dict[str, list[Latency]]:
-    """Latencies by shape of all sides that open."""
+) -> Iterator[tuple[str, list[Latency]]]:
+    """Each shape with the latencies of all sides that open and run it."""
     with contextlib.ExitStack() as stack:
-        processes = {}
+        processes, reference = {}, sides.get("ONNX Runtime fp32")
         for label, path in list(sides.items()):
             say(f"open {label}")
             peer = ":" in path
-            settings = RunnerSettings(
-                path, device=options.device, backbone=sides["ONNX Runtime fp32"] if peer else None
-            )
+            settings = RunnerSettings(path, device=options.device, backbone=reference if peer else None)
             command = (PEERS,) if peer else ("-m", "adakron_export.worker")
             try:
-                processes[label] = stack.enter_context(RunnerProcess(settings, command))
+                process = stack.enter_context(RunnerProcess(settings, command))
+                for shape in shapes:
+                    process.prepare(shape, longest_s=0.0)
             except AdaKronError as error:
                 missing[label] = str(error)
                 del sides[label]
+            else:
+                processes[label] = process
         budget_s = parse_seconds(options.budget)
-        return {
-            f"{shape[0]}x{shape[1]}": measure(processes, shape, budget_s=budget_s, reference=None, progress=say)
-            for shape in shapes
-        }
+        for shape in shapes:
+            yield (
+                f"{shape[0]}x{shape[1]}",
+                measure(processes, shape, budget_s=budget_s, reference=None, progress=say),
+            )
 
 
 def compared(model: Model, sides: Mapping[str, str], device: str) -> list[dict[str, Any]]:

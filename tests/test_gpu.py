@@ -3,13 +3,16 @@
 import numpy as np
 import pytest
 
-from adakron_export import export_onnx, validate
+from adakron_export import export_onnx, open_artifact, validate
+from adakron_export.device import Device
 from adakron_export.engine_export import export_engine
 from adakron_export.engines.flavors import FLAVORS
 from adakron_export.engines.folder import open_engine
+from adakron_export.engines.gpu import first_gpu
 from adakron_export.engines.loading import load_engine
 from adakron_export.errors import MissingPackageError, RunnerError
 from adakron_export.input_space import exported_space
+from adakron_export.runtimes.ort import OrtRunner
 from adakron_export.runtimes.tensorrt import TensorRTRunner
 from adakron_export.validation.batches import batch_of
 from conftest import DEMO
@@ -24,6 +27,8 @@ KERNELS_PER_ADAPTER = 3  # two products, and what lies between them
 def flavor(request):
     if not FLAVORS[request.param].installed:
         pytest.skip(f"needs the extra {FLAVORS[request.param].extra}")
+    if not FLAVORS[request.param].runs_on(first_gpu().compute_capability):
+        pytest.skip(f"{request.param} does not run on {first_gpu().name}")
     return request.param
 
 
@@ -52,6 +57,21 @@ def test_engines_agree_with_eager(flavor, dtype, tmp_path):
     report = validate(tmp_path / "engine", against=DEMO)
     assert report.passed
     assert FLAVORS[flavor].module in report.candidate
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_recorded_launches_of_cuda_leave_other_runs_alone(dtype, tmp_path):
+    assert export_onnx(DEMO, tmp_path / "out", target="ort-cuda", dtype=dtype, validate=False).written
+    artifact = open_artifact(tmp_path / "out")
+    plain, recorded = (
+        OrtRunner(artifact, device=Device.CUDA),
+        OrtRunner(artifact, device=Device.CUDA, cuda_graphs=True),
+    )
+    space = exported_space(artifact)
+    for shape in ((1, 8), (4, 16), (1, 8), (8, 64)):
+        batch = batch_of(space, *shape).inputs
+        assert recorded.prepare(batch)() > 0.0
+        np.testing.assert_allclose(recorded.run(batch)["logits"], plain.run(batch)["logits"], atol=1e-3)
 
 
 def test_recorded_launches_agree_with_others(flavor, tmp_path):

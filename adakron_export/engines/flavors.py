@@ -24,6 +24,7 @@ class Flavor:
         needs_gpu: Whether it builds only where a GPU is.
         refused: Options that it cannot do, and why.
         refused_without_gpu: Options that it can do only where a GPU is, and why.
+        other_gpus: Compute capabilities of GPUs that its engines do not run on.
     """
 
     name: str
@@ -33,11 +34,16 @@ class Flavor:
     needs_gpu: bool
     refused: Mapping[str, str] = field(default_factory=dict)
     refused_without_gpu: Mapping[str, str] = field(default_factory=dict)
+    other_gpus: tuple[str, ...] = ()
 
     @property
     def installed(self) -> bool:
         """Whether its package is there."""
         return importlib.util.find_spec(self.module) is not None
+
+    def runs_on(self, compute_capability: str) -> bool:
+        """Whether its engines run on GPUs of a compute capability, such as ``8.9``."""
+        return compute_capability not in self.other_gpus
 
     def load(self) -> ModuleType:
         """Import it.
@@ -69,6 +75,7 @@ FLAVORS = {
                 "version_compatible": f"{_ON_USERS_MACHINE} by the version that is there",
             },
             refused_without_gpu={"strip_weights": _NEEDS_GPU, "refittable": _NEEDS_GPU},
+            other_gpus=("8.7", "9.0", "10.0", "10.3", "11.0"),  # of data centres and Jetson, by tensorrt_rtx 1.7.1
         ),
     )
 }  # fmt: skip

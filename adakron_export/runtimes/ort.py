@@ -26,6 +26,7 @@ _HEAVY = {
     "MatMulNBits", "MultiHeadAttention", "QLinearMatMul", "QuickGelu", "SkipLayerNormalization", "Softmax",
 }  # fmt: skip
 
+_UNRECORDED = -1  # in the place of a recorded launch's number
 
 _PROVIDERS = {
     Device.CPU: "CPUExecutionProvider",
@@ -70,11 +71,12 @@ class OrtRunner:
         self.name = f"onnxruntime {provider}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)
         self.output_names = tuple(info.name for info in self.manifest.outputs)
-        self._graph_ids = itertools.count(1) if cuda_graphs else itertools.repeat(-1)
+        self._graph_ids = itertools.count(1) if cuda_graphs else itertools.repeat(_UNRECORDED)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
-        outputs = self._guarded(lambda: self.session.run(list(self.output_names), self._feed(batch)))
+        options = self._run_options(_UNRECORDED)
+        outputs = self._guarded(lambda: self.session.run(list(self.output_names), self._feed(batch), options))
         return dict(zip(self.output_names, outputs, strict=True))
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
@@ -91,14 +93,22 @@ class OrtRunner:
             binding.bind_ortvalue_output(
                 name, ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, "cuda", 0)
             )
-        options = ort.RunOptions()
-        options.add_run_config_entry("gpu_graph_id", str(next(self._graph_ids)))
+        options = self._run_options(next(self._graph_ids))
 
         def once() -> None:
             self.session.run_with_iobinding(binding, options)
             binding.synchronize_outputs()
 
         return lambda: _seconds(lambda: self._guarded(once))
+
+    def _run_options(self, graph_id: int) -> Any:
+        """Of a run whose launches are recorded under this number, and replayed when it comes again."""
+        import onnxruntime as ort  # noqa: TID253, RUF100
+
+        options = ort.RunOptions()
+        if self.device is Device.CUDA:
+            options.add_run_config_entry("gpu_graph_id", str(graph_id))
+        return options
 
     def _feed(self, batch: Batch) -> dict[str, Array]:
         return feed_of(batch, self.manifest.inputs, self.manifest.max_length)
