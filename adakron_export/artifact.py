@@ -14,19 +14,27 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from threading import Thread
+from typing import Any, TypeVar
 
-from adakron_export.errors import ArtifactError
-from adakron_export.json_files import read_object
+from adakron_export.errors import ArtifactError, first_few
+from adakron_export.json_files import object_of, read_bytes, read_object
+from adakron_export.staging import folder_lock, write_text
 from adakron_export.tasks import Task
+
+T = TypeVar("T")
 
 MANIFEST = "adakron_export.json"
 PARITY = "parity.json"
 CARD = "README.md"
 CALIBRATION = "calibration.json"
 LADDER = "accuracy.json"
+SIGNATURE = "model.sig"  # of OpenSSF's model signing, which covers all other files
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx_data"
 FORMAT_VERSION = 1
@@ -42,6 +50,9 @@ REWRITES_KEY = "adakron_export.rewrites"  # metadata of a model: our passes that
 MODULE_KEY = "adakron_export.module"  # metadata of a node: the module of the model that it comes from
 SHIFTED_KEY = "adakron_export.shifted"  # the same: what it puts out is off by a bias that is added later, or never
 EXACT_SUMS = "session.x64quantprecision"  # ONNX Runtime's entry: integer products are exact without VNNI too
+_UNLISTED = (SIGNATURE,)
+_MANIFESTS = (MANIFEST, "adakron_engine.json")  # a folder has one of them
+_TRIES = 20
 _TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
 
 
@@ -150,6 +161,8 @@ class Artifact:
 
     folder: Path
     manifest: Manifest
+    stamp: str = ""  # sha256 of the manifest as it was read
+    hashed: Future[str] | None = None  # what `problems_of` says, where that is found out beside other work
 
     @property
     def model(self) -> Path:
@@ -206,13 +219,41 @@ class Artifact:
         except (ValueError, KeyError, TypeError) as error:
             raise ArtifactError(f"{path}: not readable ({type(error).__name__}: {error})") from error
 
-    def changed_files(self) -> list[str]:
-        """Files that are missing, or no longer what was written."""
-        return [
-            name
-            for name, digest in self.manifest.files.items()
-            if not (self.folder / name).is_file() or sha256_of(self.folder / name) != digest
-        ]
+    def check(self) -> None:
+        """Wait until every file was hashed, and raise unless they are those that were written.
+
+        Raises:
+            ArtifactError: They are not.
+        """
+        problems = self.hashed.result() if self.hashed is not None else problems_of(self.folder, self.manifest.files)
+        if problems:
+            raise ArtifactError(f"{self.folder}: {problems}; export it again, or restore the files")
+
+    def was_replaced(self) -> bool:
+        """Whether another export has taken its place since it was opened."""
+        try:
+            return bool(self.stamp) and sha256_of(self.folder / MANIFEST) != self.stamp
+        except OSError:
+            return True
+
+
+def problems_of(folder: Path, files: Mapping[str, str]) -> str:
+    """In what a folder is not what its manifest says, in words; empty where it is.
+
+    Hidden files are no part of it: nothing reads them.
+
+    Args:
+        folder: The artifact's or the engine's.
+        files: sha256 of each of its files, by their names.
+    """
+    there = {name for name in files_of(folder) if name not in (*_UNLISTED, *_MANIFESTS)}
+    missing, unlisted = sorted(files.keys() - there), sorted(there - files.keys())
+    if missing:
+        return f"changed since it was exported: {first_few(missing)} missing"
+    if unlisted:
+        return f"holds files that its manifest does not list: {first_few(unlisted)}"
+    changed = [name for name, digest in files.items() if sha256_of(folder / name) != digest]
+    return f"changed since it was exported: {first_few(changed)}" if changed else ""
 
 
 def is_artifact(path: Path) -> bool:
@@ -234,25 +275,94 @@ def check_artifact(folder: str | Path) -> Path:
     return path
 
 
-def open_artifact(folder: str | Path) -> Artifact:
+def open_artifact(folder: str | Path, *, wait: bool = True) -> Artifact:
     """Open an exported folder.
 
+    Args:
+        folder: The artifact.
+        wait: Check its files now. Else they are hashed beside other work, and whoever opened it calls
+            `Artifact.check` before anything that came out of it is used.
+
     Raises:
-        ArtifactError: It is none, it is of a newer format, or a file of it changed since it was written.
+        ArtifactError: It is none, it is of a newer format, or its files are not those that were written.
     """
     path = check_artifact(folder)
-    artifact = Artifact(path, _read_manifest(path / MANIFEST))
-    changed = artifact.changed_files()
-    if changed:
-        raise ArtifactError(
-            f"{path}: changed since it was exported: {', '.join(changed)}; export it again, or restore the files"
-        )
-    return artifact
+    for _ in range(_TRIES):
+        text = _manifest_bytes(path / MANIFEST)
+        manifest = _read_manifest(path / MANIFEST, text)
+        hashed = _beside(partial(problems_of, path, manifest.files))
+        artifact = Artifact(path, manifest, hashlib.sha256(text).hexdigest(), hashed)
+        if not wait:
+            return artifact
+        try:
+            artifact.check()
+        except (ArtifactError, OSError):
+            if not artifact.was_replaced():
+                raise
+        else:
+            return artifact
+    raise ArtifactError(f"{path}: is written again and again; open it when that is over")
+
+
+def opened_with(folder: str | Path, make: Callable[[Artifact], T]) -> T:
+    """What is made of an exported folder, while its files are hashed beside.
+
+    Readers see one export whole: where another one takes its place meanwhile, all is made again.
+
+    Args:
+        folder: The artifact.
+        make: Reads what it needs.
+
+    Raises:
+        ArtifactError: As of `open_artifact`.
+    """
+    for _ in range(_TRIES):
+        artifact = open_artifact(folder, wait=False)
+        try:
+            made = make(artifact)
+        except Exception:
+            if artifact.was_replaced():
+                continue
+            artifact.check()  # what was damaged is the better reason
+            raise
+        try:
+            artifact.check()
+        except (ArtifactError, OSError):
+            if artifact.was_replaced():
+                continue
+            raise
+        if not artifact.was_replaced():
+            return made
+    raise ArtifactError(f"{folder}: is written again and again; open it when that is over")
+
+
+def _beside(work: Callable[[], str]) -> Future[str]:
+    """The result of some work in a thread of its own."""
+    future: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def files_of(folder: Path) -> list[str]:
-    """The files of a folder and of those in it, by their names within it."""
-    return sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file())
+    """The files of a folder and of those in it, by their names within it; hidden ones are left out."""
+    names = (file.relative_to(folder) for file in folder.rglob("*") if not file.is_dir())
+    return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+
+
+def written_files(folder: Path) -> list[str] | None:
+    """The files of an artifact that an export wrote; ``None`` for what is no artifact."""
+    try:
+        files = read_object(folder / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return [MANIFEST, SIGNATURE, *files] if isinstance(files, dict) else None
 
 
 def is_inside(name: str) -> bool:
@@ -263,18 +373,27 @@ def is_inside(name: str) -> bool:
 
 def write_manifest(folder: Path, manifest: Manifest) -> Artifact:
     """Write the manifest, with the sha256 of every file that is there."""
-    files = {name: sha256_of(folder / name) for name in files_of(folder) if name != MANIFEST}
+    files = {name: sha256_of(folder / name) for name in files_of(folder) if name not in (MANIFEST, SIGNATURE)}
     manifest = _parse({**asdict(manifest), "files": files})
-    (folder / MANIFEST).write_text(_manifest_text(manifest), encoding="utf-8")
-    return Artifact(folder, manifest)
+    text = _manifest_text(manifest)
+    write_text(folder / MANIFEST, text)
+    return Artifact(folder, manifest, hashlib.sha256(text.encode()).hexdigest())
 
 
-def replace_manifest(artifact: Artifact, manifest: Manifest) -> Artifact:
-    """Write another manifest for the same files, in one step."""
-    partial = artifact.folder / (MANIFEST + ".partial")
-    partial.write_text(_manifest_text(manifest), encoding="utf-8")
-    partial.replace(artifact.folder / MANIFEST)
-    return Artifact(artifact.folder, manifest)
+def update_manifest(artifact: Artifact, change: Callable[[Manifest], Manifest]) -> Artifact:
+    """Change the manifest of the same files, in one step and as the only writer.
+
+    Raises:
+        ArtifactError: Another export has taken the artifact's place.
+    """
+    with folder_lock(artifact.folder):
+        now = open_artifact(artifact.folder, wait=False)
+        if now.manifest.files != artifact.manifest.files:
+            raise ArtifactError(f"{artifact.folder}: was exported anew meanwhile; nothing was written")
+        manifest = change(now.manifest)
+        text = _manifest_text(manifest)
+        write_text(artifact.folder / MANIFEST, text)
+    return Artifact(artifact.folder, manifest, hashlib.sha256(text.encode()).hexdigest())
 
 
 def _manifest_text(manifest: Manifest) -> str:
@@ -290,9 +409,16 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _read_manifest(path: Path) -> Manifest:
+def _manifest_bytes(path: Path) -> bytes:
     try:
-        content = read_object(path)
+        return read_bytes(path)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable manifest ({error})") from error
+
+
+def _read_manifest(path: Path, text: bytes) -> Manifest:
+    try:
+        content = object_of(text)
         version = content.pop("format_version")
     except (ValueError, KeyError, AttributeError) as error:
         raise ArtifactError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
@@ -305,6 +431,8 @@ def _read_manifest(path: Path) -> Manifest:
         manifest = _parse(content)
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path}: not a readable manifest ({error})") from error
+    if not manifest.files:
+        raise ArtifactError(f"{path}: lists no files; export the checkpoint again")
     outside = [name for name in manifest.files if not is_inside(name)]
     if outside:
         raise ArtifactError(f"{path}: names files outside its folder: {', '.join(outside)}")

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from adakron_export.errors import CheckpointError
 from adakron_export.json_files import read_json, read_object
 
 # Without one of these there is no tokenizer; a class of transformers may name others (`vocab_files_names`).
@@ -23,7 +24,7 @@ VOCABULARIES = (
     "sentencepiece.bpe.model",
     "tokenizer.model",
 )
-_TOKENIZER = (
+TOKENIZER_FILES = (
     *VOCABULARIES,
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -33,6 +34,7 @@ _TOKENIZER = (
 )
 _OTHERS = ("generation_config.json", "preprocessor_config.json", "processor_config.json")
 _SENTENCE = ("modules.json", "sentence_bert_config.json", "config_sentence_transformers.json")
+SETTINGS = (*_OTHERS, *_SENTENCE)  # JSON that changes what a user of the folder gets
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -54,12 +56,17 @@ def copy_companions(sources: Sequence[Path], folder: Path) -> None:
     """
     source = tokenizer_source(sources)
     if source is not None:
-        _copy(source, (*_TOKENIZER, *_class_files(source)), folder)
+        _copy(source, (*TOKENIZER_FILES, *_class_files(source)), folder)
     for source in sources:
         _copy(source, _OTHERS, folder)
     sentences = next((each for each in sources if (each / "modules.json").is_file()), None)
     if sentences is not None:
         _copy(sentences, (*_SENTENCE, *_module_files(sentences)), folder)
+
+
+def companion_names(folder: Path) -> list[str]:
+    """What `copy_companions` copies out of a folder like this one."""
+    return [*TOKENIZER_FILES, *_class_files(folder), *SETTINGS, *_module_files(folder)]
 
 
 def sentence_modules(folder: Path) -> list[dict[str, Any]]:
@@ -120,5 +127,17 @@ def _copy(source: Path, names: Iterable[str], folder: Path) -> None:
     for name in names:
         file, copy = source / name, folder / name
         if file.is_file() and not copy.exists():
+            _check_inside(file, source)
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, copy)
+
+
+def _check_inside(file: Path, folder: Path) -> None:
+    """Raise where a link leads out of a folder: what it points to is no file of the model.
+
+    The hub's cache is made of links, from ``snapshots/COMMIT/`` into ``blobs/`` of the same repository.
+    """
+    place, real = folder.resolve(), file.resolve()
+    in_cache = place.parent.name == "snapshots" and real.is_relative_to(place.parent.parent / "blobs")
+    if not real.is_relative_to(place) and not in_cache:
+        raise CheckpointError(f"{file} is a link out of its folder, to {real}; put the file itself there")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from adakron_export.errors import CheckpointError
-from adakron_export.staging import check_replaceable, put_in_place, staged_folder
+from adakron_export.staging import check_replaceable, check_writable, put_in_place, staged_folder
+
+_WEIGHTS = "adapter_model.safetensors"
 
 
 def convert(
@@ -38,9 +41,11 @@ def convert(
         BackboneError: The backbone cannot be loaded.
     """
     folder = Path(output)
-    problem = check_replaceable(folder, is_ours=_is_checkpoint, overwrite=overwrite)
+    replaceable = partial(check_replaceable, folder, ours=_written_files, overwrite=overwrite)
+    problem = replaceable()
     if problem:
         raise CheckpointError(problem)
+    check_writable(folder)
     progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
     from adakron_export.adapter.loading import load_model
@@ -53,8 +58,13 @@ def convert(
     with staged_folder(folder) as staged:
         model.save_pretrained(str(staged), save_embedding_layers=False)
         model.get_base_model().config.save_pretrained(str(staged))
-        put_in_place(staged, folder)
+        put_in_place(staged, folder, problem=replaceable)
     return folder
+
+
+def _written_files(folder: Path) -> list[str] | None:
+    """What `convert` and PEFT write into a checkpoint; ``None`` for what is none."""
+    return ["adapter_config.json", _WEIGHTS, "config.json", "README.md"] if _is_checkpoint(folder) else None
 
 
 def _is_checkpoint(folder: Path) -> bool:

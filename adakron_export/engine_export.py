@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from adakron_export.artifact import DTYPES, INT4, Artifact, dtype_named, is_artifact, open_artifact
@@ -19,8 +20,8 @@ from adakron_export.engines.folder import (
     LOG,
     EngineFolder,
     EngineManifest,
-    is_engine,
     write_engine_manifest,
+    written_files,
 )
 from adakron_export.engines.gpu import first_gpu
 from adakron_export.engines.profiles import Profile, Shape, profiles_for, shape_text, tensor_shape
@@ -86,7 +87,8 @@ def export_engine(
         CheckpointError: The checkpoint cannot be read.
     """
     chosen, settings, folder = flavor_named(flavor), options or EngineOptions(), Path(output)
-    problem = check_replaceable(folder, is_ours=is_engine, overwrite=overwrite)
+    replaceable = partial(check_replaceable, folder, ours=written_files, overwrite=overwrite)
+    problem = replaceable()
     if problem:
         raise EngineError(problem)
     settings.check(chosen)
@@ -107,7 +109,7 @@ def export_engine(
             copy_companions([artifact.folder], staged)
             manifest = _manifest(artifact, source, folder, shapes, chosen, settings, built)
             manifest = write_engine_manifest(staged, manifest).manifest
-            put_in_place(staged, folder)
+            put_in_place(staged, folder, problem=replaceable)
     return EngineResult(EngineFolder(folder, manifest), built.plan.nbytes)
 
 

@@ -60,27 +60,21 @@ class EvaluationData:
         """What is measured; the first decides. Empty without labels."""
         return self.data.metrics if self.data else ()
 
-    def measure(self, reference: Sequence[Array], candidate: Sequence[Array]) -> tuple[list[MetricPair], list[Flip]]:
-        """Metrics of both sides, and the texts on which they differ.
+    def measure(self, outputs: Sequence[Array]) -> tuple[dict[str, float], list[str]]:
+        """The metrics of a side, and its answer to each text; empty for numbers, which have no flips.
 
         Args:
-            reference: The outputs of the reference, each of all batches one after the other,
-                ``[features, ...]``, padded.
-            candidate: The same of the candidate.
+            outputs: Each of all batches one after the other, ``[features, ...]``, padded.
         """
         from adakron_export.training.evaluation import metrics_function
 
         assert self.data is not None
         compute = metrics_function(self.data, self.recipe, self.features)
         assert compute is not None
-        left, right = self._in_order(reference), self._in_order(candidate)
-        expected = self._label_ids(left[0])
-        found = [
-            compute(SimpleNamespace(predictions=tuple(side) if len(side) > 1 else side[0], label_ids=expected))
-            for side in (left, right)
-        ]
-        pairs = [MetricPair(name, found[0][name], found[1][name]) for name in self.metrics]
-        return pairs, self._flips(self._answers(left), self._answers(right))
+        ordered = self._in_order(outputs)
+        expected = self._label_ids(ordered[0])
+        predictions = tuple(ordered) if len(ordered) > 1 else ordered[0]
+        return compute(SimpleNamespace(predictions=predictions, label_ids=expected)), self._answers(ordered)
 
     def _in_order(self, outputs: Sequence[Array]) -> list[Array]:
         back = np.argsort(self.order)
@@ -98,7 +92,7 @@ class EvaluationData:
         return padded
 
     def _answers(self, outputs: list[Array]) -> list[str]:
-        """The answer to each row, as text; empty for numbers, which have no flips."""
+        """The answer to each row, as text."""
         assert self.data is not None
         names, logits = self.data.labels.names, outputs[0]
         if self.data.columns.task is Task.QUESTION_ANSWERING:
@@ -118,7 +112,8 @@ class EvaluationData:
             return [", ".join(name for name, score in zip(names, row, strict=True) if score > 0) for row in logits]
         return [names[index] for index in logits.argmax(-1)]
 
-    def _flips(self, reference: list[str], candidate: list[str]) -> list[Flip]:
+    def flips(self, reference: list[str], candidate: list[str]) -> list[Flip]:
+        """The texts that two sides answer differently."""
         assert self.data is not None
         columns = self.data.columns
         rows = sorted(set(self.features["row"]))
@@ -188,8 +183,8 @@ def read_evaluation(
 
 
 def compare_on_data(
-    reference: Runner, candidate: Runner, data: EvaluationData, *, tolerance: Tolerance, max_drop: float,
-    progress: Callable[[str], None] = lambda _: None,
+    reference: Runner, candidate: Runner, data: EvaluationData, own: EvaluationData, *, tolerance: Tolerance,
+    max_drop: float, progress: Callable[[str], None] = lambda _: None,
 ) -> tuple[list[OutputParity], AccuracyReport | None]:  # fmt: skip
     """Run both sides on text: their outputs compared batch by batch and, with labels, the task's metrics.
 
@@ -197,6 +192,7 @@ def compare_on_data(
         reference: What is right.
         candidate: What is held against it.
         data: The text.
+        own: The same as the candidate's tokenizer and labels make it; ``data`` where they are the same.
         tolerance: What is allowed of an output.
         max_drop: By how much the first metric may be worse.
         progress: Told of each batch before it runs.
@@ -210,11 +206,19 @@ def compare_on_data(
         rows += compare_outputs(batch, left, right, tolerance, outputs=names)
         for side, outputs in zip(sides, (left, right), strict=True):
             side.append([outputs[name] for name in names])
-    if data.data is None:
+    if data.data is None or own.data is None:
         return rows, None
-    whole = [[concatenated(outputs) for outputs in zip(*side, strict=True)] for side in sides]
-    pairs, flips = data.measure(*whole)
-    worse = data.metrics[0] in LOWER_IS_BETTER
+    outputs_of_own = sides[1]
+    if own is not data:
+        outputs_of_own = [
+            [outputs[name] for name in names] for outputs in (candidate.run(b.inputs) for b in own.batches)
+        ]
+    (left_metrics, left_answers), (right_metrics, right_answers) = (
+        each.measure([concatenated(outputs) for outputs in zip(*side, strict=True)])
+        for each, side in ((data, sides[0]), (own, outputs_of_own))
+    )
+    pairs = [MetricPair(name, left_metrics[name], right_metrics[name]) for name in data.metrics]
+    flips, worse = data.flips(left_answers, right_answers), data.metrics[0] in LOWER_IS_BETTER
     return rows, AccuracyReport(data.source, len(data.rows), tuple(pairs), tuple(flips), max_drop, worse)
 
 
@@ -267,6 +271,6 @@ def tokenizer_of(folder: Path) -> Any:
     if not has_tokenizer(folder):
         raise DataError(f"{folder} has no tokenizer, which text needs; put the backbone's tokenizer files there")
     try:
-        return AutoTokenizer.from_pretrained(str(folder))
+        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(f"{folder}: its tokenizer cannot be read ({str(error)[:200]})") from error

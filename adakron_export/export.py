@@ -21,9 +21,9 @@ from adakron_export.artifact import (
     TensorInfo,
     dtype_named,
     files_of,
-    is_artifact,
     sha256_of,
     write_manifest,
+    written_files,
 )
 from adakron_export.card import model_card
 from adakron_export.companions import copy_companions, has_tokenizer
@@ -39,7 +39,7 @@ from adakron_export.layouts import check_layout, lay_out_for_javascript
 from adakron_export.onnx_file import write_model
 from adakron_export.places import check_there
 from adakron_export.sides import tokenizer_folder
-from adakron_export.staging import check_replaceable, put_in_place, staged_folder
+from adakron_export.staging import check_replaceable, check_writable, put_in_place, staged_folder
 from adakron_export.validation.parity import ParityReport
 from adakron_export.validation.tolerance import Tolerance, tolerance_for
 from adakron_export.verify import find_overflow, prove
@@ -167,8 +167,10 @@ def export_onnx(
         if layout == "transformers.js":
             lay_out_for_javascript(staged, artifact.manifest.dtype)
         artifact = write_manifest(staged, artifact.manifest)
-        put_in_place(staged, folder)
-    return ExportResult(folder, True, report, Artifact(folder, artifact.manifest), attempts)
+        put_in_place(
+            staged, folder, problem=partial(check_replaceable, folder, ours=written_files, overwrite=overwrite)
+        )
+    return ExportResult(folder, True, report, Artifact(folder, artifact.manifest, artifact.stamp), attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +225,7 @@ def _proven(
 ) -> ParityReport:
     """Compare with eager PyTorch, and write down what came out."""
     progress("validate against eager PyTorch")
-    report = prove(artifact, eager, tolerance=tolerance, device=device, progress=progress)
+    report = prove(artifact, eager, folded, tolerance=tolerance, device=device, progress=progress)
     if any(row.non_finite for row in report.rows):
         report = replace(report, overflow=find_overflow(folded))
     _write_json(artifact.folder / PARITY, report.to_json())
@@ -233,9 +235,10 @@ def _proven(
 def _check_place(folder: Path, *, runs: bool, overwrite: bool) -> None:
     if runs:
         require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
-    problem = check_replaceable(folder, is_ours=is_artifact, overwrite=overwrite)
+    problem = check_replaceable(folder, ours=written_files, overwrite=overwrite)
     if problem:
         raise ArtifactError(problem)
+    check_writable(folder)
 
 
 def _eager(found: Checkpoint, model: PeftModel, *, force: bool) -> TaskModel:

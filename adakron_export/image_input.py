@@ -30,7 +30,7 @@ def image_reader(folder: Path) -> Callable[[Sequence[Path]], NDArray[Any]]:
     pillow = require("PIL.Image", extra="images")
     transformers = require("transformers", extra="images")
     with told_as(ArtifactError, f"{folder / _SETTINGS} cannot be read"):
-        processor = transformers.AutoImageProcessor.from_pretrained(str(folder))
+        processor = transformers.AutoImageProcessor.from_pretrained(str(folder), trust_remote_code=False)
 
     def read(files: Sequence[Path]) -> NDArray[Any]:
         images = []

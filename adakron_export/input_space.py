@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifact import Artifact
 from adakron_export.engines.folder import EngineFolder
-from adakron_export.errors import AdaKronError, ArtifactError
+from adakron_export.errors import AdaKronError, ArtifactError, told_as
 from adakron_export.json_files import read_object
 from adakron_export.tokenization import padding_id
 from adakron_export.validation.batches import InputSpace
@@ -63,6 +64,21 @@ def read_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
         return read_object(path)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not a readable configuration ({error})") from error
+
+
+def full_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
+    """The same with what transformers takes where nothing is written, if it is installed.
+
+    Raises:
+        ArtifactError: It cannot be read.
+    """
+    written = read_config(exported)
+    if importlib.util.find_spec("transformers") is None:
+        return written
+    from transformers import AutoConfig
+
+    with told_as(ArtifactError, f"{exported.folder / 'config.json'}: not a readable configuration"):
+        return dict(AutoConfig.from_pretrained(str(exported.folder), trust_remote_code=False).to_dict())
 
 
 def _space(names: tuple[str, ...], config: Mapping[str, Any], longest: int | None, folder: Path | None) -> InputSpace:

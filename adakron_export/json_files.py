@@ -6,18 +6,33 @@ import json
 from pathlib import Path
 from typing import Any
 
+LARGEST_BYTES = 64 * 2**20  # the longest file of settings that exists is a tokenizer of some 35 MB
+
+
+def read_bytes(file: Path, *, largest: int = LARGEST_BYTES) -> bytes:
+    """What a plain file holds: no pipe, no device, and not more than a reader of such files can take.
+
+    Raises:
+        OSError: It cannot be read.
+        ValueError: It is no plain file, or too large.
+    """
+    if file.exists() and not file.is_file():
+        raise ValueError("no plain file")
+    with file.open("rb") as stream:
+        content = stream.read(largest + 1)
+    if len(content) > largest:
+        raise ValueError(f"longer than {largest // 2**20} MiB")
+    return content
+
 
 def read_json(file: Path) -> Any:
     """What a file holds.
 
     Raises:
         OSError: It cannot be read.
-        ValueError: It is not UTF-8, not JSON, or nested too deeply to be read.
+        ValueError: It is not UTF-8, not JSON, nested too deeply, or too large to be read.
     """
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    return json_of(read_bytes(file))
 
 
 def read_object(file: Path) -> dict[str, Any]:
@@ -27,7 +42,28 @@ def read_object(file: Path) -> dict[str, Any]:
         OSError: It cannot be read.
         ValueError: It is no JSON object.
     """
-    content = read_json(file)
+    return object_of(read_bytes(file))
+
+
+def json_of(text: bytes) -> Any:
+    """What a text of JSON stands for.
+
+    Raises:
+        ValueError: It is not UTF-8, not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(text.decode("utf-8"))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def object_of(text: bytes) -> dict[str, Any]:
+    """What a text of settings stands for.
+
+    Raises:
+        ValueError: It is no JSON object.
+    """
+    content = json_of(text)
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not an object")  # noqa: TRY004
     return content

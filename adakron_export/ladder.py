@@ -143,7 +143,7 @@ class Judge:
         self._progress(f"hold {rung.label} to {self._text.source}")
         runner = artifact_runner(artifact, self._device)
         tolerance = tolerance_for(artifact.manifest.dtype)
-        _, report = compare_on_data(self._reference, runner, self._text, tolerance=tolerance,
+        _, report = compare_on_data(self._reference, runner, self._text, self._text, tolerance=tolerance,
                                     max_drop=self._max_drop, progress=self._progress)  # fmt: skip
         assert report is not None
         return _attempt(rung, report, artifact.size_bytes)

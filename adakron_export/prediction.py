@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron_export import task_answers
-from adakron_export.artifact import Artifact, open_artifact
+from adakron_export.artifact import Artifact, opened_with
 from adakron_export.device import Device
 from adakron_export.errors import ArtifactError, RunnerError
 from adakron_export.image_input import image_reader
@@ -65,19 +65,26 @@ def predict(
         DataError: An image cannot be read.
         RunnerError: There is no text, one is not of the kind that the task needs, or an option is not for the task.
     """
-    if not texts:
-        raise RunnerError("there is no text to run on; pass --text or --input")
-    for name, number in (("batch_size", batch_size), ("top_k", top_k), ("max_new_tokens", max_new_tokens)):
-        if number is not None and number < 1:
-            raise RunnerError(f"{name} is {number}; it must be at least 1")
+    _check_numbers(texts, batch_size=batch_size, top_k=top_k, max_new_tokens=max_new_tokens)
     progress("open the artifact")
-    opened = open_artifact(artifact)
-    task = Task(opened.manifest.task)
-    _check_options(task, top_k, max_new_tokens)
-    if task is Task.IMAGE_CLASSIFICATION:
-        return _classify_images(opened, texts, Device.named(device), batch_size, top_k, progress)
+    where = Device.named(device)
+
+    def opened(found: Artifact) -> _ImagePredictor | _Predictor:
+        """Read all that is needed; what cannot be answered is refused before."""
+        task = Task(found.manifest.task)
+        _check_options(task, top_k, max_new_tokens)
+        if task is Task.IMAGE_CLASSIFICATION:
+            return _ImagePredictor(found, where, batch_size, top_k)
+        for index, text in enumerate(texts, 1):
+            _text(text, index, task)
+        return _Predictor(found, where, batch_size, top_k, progress)
+
+    predictor = opened_with(artifact, opened)
+    if isinstance(predictor, _ImagePredictor):
+        progress(f"run the model on {len(texts)} image(s)")
+        return predictor.classify(texts)
+    task = predictor.task
     pairs = [_text(text, index, task) for index, text in enumerate(texts, 1)]
-    predictor = _Predictor(opened, device, batch_size, top_k, progress)
     progress(f"run the model on {len(texts)} text(s)")
     if task is Task.TEXT_GENERATION:
         return predictor.write(pairs, max_new_tokens)
@@ -90,6 +97,14 @@ def predict(
     }[task](pairs)
 
 
+def _check_numbers(texts: Sequence[Any], **numbers: int | None) -> None:
+    if not texts:
+        raise RunnerError("there is no text to run on; pass --text or --input")
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise RunnerError(f"{name} is {number}; it must be at least 1")
+
+
 def _check_options(task: Task, top_k: int | None, max_new_tokens: int | None) -> None:
     if top_k is not None and task not in (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION, Task.FILL_MASK):
         raise RunnerError(f"top_k is for classification of texts or images and for fill-mask; {task} has one answer")
@@ -97,23 +112,25 @@ def _check_options(task: Task, top_k: int | None, max_new_tokens: int | None) ->
         raise RunnerError(f"max_new_tokens is for text-generation; this model is for {task}")
 
 
-def _classify_images(
-    artifact: Artifact, files: Sequence[Any], device: Device, batch_size: int, top_k: int | None, progress: Progress
-) -> list[Any]:
-    for index, file in enumerate(files, 1):
-        if not isinstance(file, (str, Path)):
-            raise RunnerError(f"image {index} is {file!r:.60}; the path of an image file is needed")
-    read, config = image_reader(artifact.folder), read_config(artifact)
-    runner = open_on(artifact, device)
-    progress(f"run the model on {len(files)} image(s)")
-    found = []
-    for start in range(0, len(files), batch_size):
-        logits = runner.run({"pixel_values": read([Path(file) for file in files[start : start + batch_size]])})[
-            "logits"
-        ]
-        classes = Classes.of(config, logits.shape[1])
-        found += [task_answers.classify(row, classes, top_k=top_k) for row in logits]
-    return found
+class _ImagePredictor:
+    """An opened artifact of an image model, and what its outputs mean."""
+
+    def __init__(self, artifact: Artifact, device: Device, batch_size: int, top_k: int | None) -> None:
+        self._read, self._config = image_reader(artifact.folder), read_config(artifact)
+        self._runner = open_on(artifact, device)
+        self._batch_size, self._top_k = batch_size, top_k
+
+    def classify(self, files: Sequence[Any]) -> list[Any]:
+        for index, file in enumerate(files, 1):
+            if not isinstance(file, (str, Path)):
+                raise RunnerError(f"image {index} is {file!r:.60}; the path of an image file is needed")
+        found = []
+        for start in range(0, len(files), self._batch_size):
+            pixels = self._read([Path(file) for file in files[start : start + self._batch_size]])
+            logits = self._runner.run({"pixel_values": pixels})["logits"]
+            classes = Classes.of(self._config, logits.shape[1])
+            found += [task_answers.classify(row, classes, top_k=self._top_k) for row in logits]
+        return found
 
 
 def _text(text: Any, index: int, task: Task) -> Text:
@@ -138,8 +155,9 @@ class _Predictor:
     """An opened artifact, its tokenizer, and what its outputs mean."""
 
     def __init__(
-        self, artifact: Artifact, device: str, batch_size: int, top_k: int | None, progress: Progress
+        self, artifact: Artifact, device: Device, batch_size: int, top_k: int | None, progress: Progress
     ) -> None:
+        self.task = Task(artifact.manifest.task)
         self.config = read_config(artifact)
         self.batch_size, self.top_k, self.progress = batch_size, top_k, progress
         self.folder = artifact.folder
@@ -148,7 +166,7 @@ class _Predictor:
         own, tokens = padding_id(self.config), self.encoder.token("pad_token")
         if own is not None and tokens is not None and tokens[1] != own:
             progress(f"  the tokenizer pads with {tokens[1]}, the model with {own}: the model's is taken")
-        self.runner: ArtifactRunner = open_on(artifact, Device.named(device))
+        self.runner: ArtifactRunner = open_on(artifact, device)
 
     def classify(self, texts: Sequence[Text]) -> list[Any]:
         outputs = self._run(self.encoder.encode(texts))

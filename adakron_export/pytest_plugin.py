@@ -154,6 +154,8 @@ def _parity(subject: _Subject) -> _Outcome:
         f"{row.output} on batch {row.batch}: {', '.join(row.failed) or 'values that are not finite'}"
         for row in rows[:_SHOWN_FAILURES]
     ]
+    wrong += [f"not comparable: {mismatch}" for mismatch in report.mismatches]
+    wrong += [f"weights: {change}" for change in (report.weights.changed if report.weights else ())]
     if report.overflow:
         wrong.append(f"overflow: {report.overflow}")
     if wrong and report.divergence:

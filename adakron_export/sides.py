@@ -12,8 +12,10 @@ from adakron_export.artifact import Artifact, Manifest, is_artifact, open_artifa
 from adakron_export.companions import tokenizer_source
 from adakron_export.device import Device
 from adakron_export.engines.folder import EngineFolder, is_engine, open_engine
-from adakron_export.input_space import exported_space, model_space
+from adakron_export.identity import Identity
+from adakron_export.input_space import exported_space, full_config, model_space
 from adakron_export.onnx_file import write_model
+from adakron_export.runtimes.base import Array
 from adakron_export.runtimes.opening import open_on
 from adakron_export.runtimes.openvino import OpenVinoRunner
 from adakron_export.runtimes.ort import OrtRunner
@@ -22,6 +24,7 @@ from adakron_export.validation.batches import InputSpace
 
 if TYPE_CHECKING:
     import onnx_ir as ir
+    from peft import PeftModel
 
     from adakron_export.adapter.checkpoint import Checkpoint
     from adakron_export.adapter.task_model import TaskModel
@@ -40,6 +43,7 @@ class Side:
         engine: Where it is one.
         checkpoint: Where it is one.
         eager: The checkpoint's model.
+        peft_model: The same as PEFT has it, which can be folded.
     """
 
     path: str
@@ -49,6 +53,7 @@ class Side:
     engine: EngineFolder | None = None
     checkpoint: Checkpoint | None = None
     eager: TaskModel | None = None
+    peft_model: PeftModel | None = None
 
     @property
     def exported(self) -> Artifact | EngineFolder | None:
@@ -73,13 +78,15 @@ def open_side(
         return Side(str(path), runner, exported_space(opened), opened)
     progress("load the checkpoint and its backbone")
     from adakron_export.adapter.checkpoint import find_checkpoint
-    from adakron_export.adapter.loading import load_task_model
+    from adakron_export.adapter.loading import load_model, task_model_of
 
     found = find_checkpoint(path, backbone)
-    eager = load_task_model(found, task=task)
+    model = load_model(found, task=task)
+    eager = task_model_of(found, model)
     if precision == "fp64":
         eager = eager.double()
-    return replace(eager_side(eager, str(path), folder=tokenizer_folder(found), device=device), checkpoint=found)
+    side = eager_side(eager, str(path), folder=tokenizer_folder(found), device=device)
+    return replace(side, checkpoint=found, peft_model=model)
 
 
 def eager_side(eager: TaskModel, path: str, *, folder: Path | None = None, device: str = "cpu") -> Side:
@@ -87,6 +94,44 @@ def eager_side(eager: TaskModel, path: str, *, folder: Path | None = None, devic
     from adakron_export.runtimes.eager import EagerRunner
 
     return Side(path, EagerRunner(eager, device=device), model_space(eager, folder), eager=eager)
+
+
+def parameters_of(folded: TaskModel) -> dict[str, Array]:
+    """The numbers that a folded model computes with, by the names that a graph has them by, in fp32."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in folded.state_dict().items():
+        if tensor.is_floating_point() and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[name.removeprefix("model.")] = tensor.detach().float().cpu().numpy()
+    return found
+
+
+def identity_of(side: Side) -> Identity:
+    """What is held against another side beside its numbers."""
+    runner = side.runner
+    if side.exported is not None:
+        folder, longest = side.exported.folder, side.exported.manifest.max_length
+        plain = side.artifact is not None and side.artifact.manifest.plain_tokenizer
+        config = full_config(side.exported)
+        return Identity((folder,), config, runner.input_names, runner.output_names, longest, plain)
+    from adakron_export.adapter.task_model import position_limit
+
+    assert side.eager is not None
+    assert side.checkpoint is not None
+    sources = (side.checkpoint.folder, side.checkpoint.backbone_folder)
+    return Identity(sources, side.eager.config.to_dict(), runner.input_names, runner.output_names,
+                    position_limit(side.eager.model))  # fmt: skip
+
+
+def fold_side(side: Side) -> TaskModel | None:
+    """A checkpoint's model folded; ``None`` for what is none."""
+    if side.peft_model is None or side.eager is None:
+        return None
+    from adakron_export.adapter.folding import fold
+    from adakron_export.adapter.task_model import TaskModel
+
+    return TaskModel(fold(side.peft_model), side.eager.task, pooling=side.eager.pooling)
 
 
 def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner | OpenVinoRunner:

@@ -15,7 +15,7 @@ from adakron_export.json_files import read_object
 Text = str | tuple[str, str]
 _UNLIMITED = 10**9  # transformers writes 1e30 where a tokenizer knows no longest text
 # Texts on which tokenizer.json alone must give what transformers gives.
-_TRIED: tuple[Text, ...] = (
+TRIED: tuple[Text, ...] = (
     "", " ", "A sentence.", "  Two  blanks, and a\ttab.\nA new line ", "ÀÉÎõü straße İstanbul ﬁ", "你好 世界",
     "emoji 👍🏽 and unseen \U0001f9ff", "[CLS] [SEP] [MASK] </s> <s> <mask> <|endoftext|>", "don't can't U.S.A. 3.14",
     ("A question?", "Its context, which is longer."), ("", "second"),
@@ -84,6 +84,10 @@ class TextEncoder:
     def has_offsets(self) -> bool:
         """Whether it tells where in its text a token is."""
         return self._slow is None
+
+    def vocabulary(self) -> dict[str, int]:
+        """The id of each token, added ones included."""
+        return dict((self._tokenizer if self._slow is None else self._slow).get_vocab())
 
     def token(self, name: str) -> tuple[str, int] | None:
         """A special token, such as ``mask_token``, and its id."""
@@ -169,7 +173,7 @@ def is_plain(folder: Path, *, decodes: bool = True) -> bool:
         return False
     alone = TextEncoder(folder, plain=True)
     same_tokens = all(alone.token(name) == expected.token(name) for name in ("pad_token", "mask_token"))
-    pairs = [(alone.encode([text]), expected.encode([text])) for text in _TRIED]
+    pairs = [(alone.encode([text]), expected.encode([text])) for text in TRIED]
     same_texts = not decodes or all(alone.decode(left[0].ids) == expected.decode(left[0].ids) for left, _ in pairs)
     return same_tokens and same_texts and all(_same(left, right) for left, right in pairs)
 

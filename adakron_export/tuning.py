@@ -14,7 +14,7 @@ from adakron_export.artifact import (
     Artifact,
     Tuning,
     open_artifact,
-    replace_manifest,
+    update_manifest,
 )
 from adakron_export.device import Device
 from adakron_export.errors import RunnerError
@@ -110,7 +110,7 @@ def tune(
     if confirmed is not None and _is_better(confirmed):
         names = tuple(f"{texts}x{tokens}" for texts, tokens in fitting)
         tuning = replace(best, speedup=confirmed.estimate, shapes=names)
-    replace_manifest(opened, replace(opened.manifest, tuning=tuning))
+    update_manifest(opened, lambda manifest: replace(manifest, tuning=tuning))
     return TuneReport(opened.folder, tuning, tuple(tried), confirmed, machine)
 
 

@@ -12,25 +12,32 @@ from adakron_export.artifact import EXACT_SUMS, Artifact, sha256_of
 from adakron_export.device import Device
 from adakron_export.diagnosis import compare_layers, find_divergence
 from adakron_export.engines.profiles import bounds_text
-from adakron_export.errors import ArtifactError, CheckpointError, ExportError
+from adakron_export.errors import CheckpointError, ExportError
+from adakron_export.identity import differences
 from adakron_export.input_space import model_space, read_config
 from adakron_export.places import check_there
 from adakron_export.sides import (
     Side,
     artifact_runner,
     eager_side,
+    fold_side,
     graph_runner,
+    identity_of,
     open_side,
+    parameters_of,
     task_of_exported,
     tokenizer_folder,
 )
-from adakron_export.validation.batches import NamedBatch, make_batches
+from adakron_export.validation.batches import InputSpace, NamedBatch, make_batches
 from adakron_export.validation.parity import ParityReport, compare
 from adakron_export.validation.tolerance import Tolerance, tolerance_for
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
+
     from adakron_export.adapter.task_model import TaskModel
     from adakron_export.evaluation_data import EvaluationData
+    from adakron_export.validation.weights import WeightsReport
 
 Progress = Callable[[str], None]
 PRECISIONS = ("fp32", "fp64")
@@ -79,7 +86,7 @@ def validate(
         progress: Told of each stage as it begins.
 
     Raises:
-        ArtifactError: The artifact is damaged, or the two have other inputs or outputs.
+        ArtifactError: The artifact is damaged.
         EngineError: The engine is damaged, or does not belong to this machine.
         CheckpointError: The checkpoint cannot be read.
         RunnerError: The device is not available.
@@ -93,18 +100,27 @@ def validate(
     right = open_side(against, device=against_device, backbone=backbone, task=task_of_exported(artifact),
                       precision=reference, progress=progress)  # fmt: skip
     candidate = open_side(artifact, device=device, backbone=backbone, progress=progress)
-    right = replace(right, space=right.space.narrowed(candidate.space))
-    limits = tolerance_for(candidate.exported.manifest.dtype if candidate.exported else "fp32")
+    graph = _graph_of(candidate)
+    limits = tolerance_for(_dtype_of(candidate, graph))
     limits = limits.changed({"absolute": atol, "relative": rtol, **(tolerance or {})})
+    mismatches = _mismatches(right, candidate, graph)
+    if not _same_signature(right, candidate):
+        return _not_comparable(right, candidate, limits, seed, mismatches)
+    right = replace(right, space=_space_of(right, candidate, graph))
+    candidate = _as_it_is(candidate, graph)
     text = _read_text(right, data, limit, seed, progress) if data is not None else None
     batches = _chosen([*make_batches(right.space, seed=seed), *(text.batches if text else ())], batch)
     generated = [each for each in batches if not each.name.startswith("data-")]
     report = _compare_sides(right, candidate, generated if batch is None else batches, limits, seed, progress)
+    report = replace(report, mismatches=(*mismatches, *report.mismatches))
+    if batch is None:
+        report = replace(report, weights=_weights(right, graph, progress))
     if text is not None and batch is None:
-        report = _with_text(report, right, candidate, text, max_drop, progress)
+        own = _own_text(candidate, text, limit, seed, progress) if mismatches else text
+        report = _with_text(report, right, candidate, text, own, max_drop, progress)
     smallest = _smallest_wrong(report, batches)
     if smallest is None:
-        return _with_layers(report, right, candidate, batches[-1], progress) if layers else report
+        return _with_layers(report, right, candidate, batches[-1], progress) if layers and report.rows else report
     progress("look for the first layer that diverges")
     found = find_divergence(right, candidate, smallest, tolerance=limits)
     options = {"against": against, "backbone": backbone, "device": device, "against-device": against_device,
@@ -114,12 +130,84 @@ def validate(
     return replace(report, divergence=found, repeat=_command(artifact, options, tolerance or {}))
 
 
-def _with_text(
-    report: ParityReport, right: Side, candidate: Side, text: EvaluationData, max_drop: float, progress: Progress
+def _graph_of(candidate: Side) -> ir.Model | None:
+    """The candidate's graph; ``None`` where it shows none."""
+    if candidate.artifact is None:
+        return None
+    import onnx_ir as ir
+
+    return ir.load(candidate.artifact.model)
+
+
+def _dtype_of(candidate: Side, graph: ir.Model | None) -> str:
+    """What the limits are for: what the graph holds, whatever the artifact says of itself."""
+    if graph is not None:
+        from adakron_export.validation.weights import graph_dtype
+
+        return graph_dtype(graph)
+    return candidate.engine.manifest.dtype if candidate.engine else "fp32"
+
+
+def _mismatches(right: Side, candidate: Side, graph: ir.Model | None) -> tuple[str, ...]:
+    """In what the candidate is another model than the reference, or another one than it says."""
+    found = differences(identity_of(right), identity_of(candidate))
+    held = _dtype_of(candidate, graph)
+    if candidate.artifact is not None and candidate.artifact.manifest.dtype != held:
+        said = candidate.artifact.manifest.dtype
+        found.append(f"dtype: the manifest says {said}, the graph holds {held}, whose limits count")
+    return tuple(found)
+
+
+def _as_it_is(candidate: Side, graph: ir.Model | None) -> Side:
+    """The candidate with what its graph holds in the place of what its manifest says."""
+    if candidate.artifact is None:
+        return candidate
+    manifest = replace(candidate.artifact.manifest, dtype=_dtype_of(candidate, graph))
+    return replace(candidate, artifact=replace(candidate.artifact, manifest=manifest))
+
+
+def _same_signature(right: Side, candidate: Side) -> bool:
+    left, other = right.runner, candidate.runner
+    return set(left.input_names) == set(other.input_names) and set(left.output_names) == set(other.output_names)
+
+
+def _not_comparable(
+    right: Side, candidate: Side, tolerance: Tolerance, seed: int, mismatches: tuple[str, ...]
 ) -> ParityReport:
+    return ParityReport(right.runner.name, candidate.runner.name, tolerance, seed, (), mismatches=mismatches)
+
+
+def _space_of(right: Side, candidate: Side, graph: ir.Model | None) -> InputSpace:
+    """What the reference takes, as far as an engine's shapes reach.
+
+    Fixed scales promise nothing of words that they were not found on, so such a graph is held to those of its
+    calibration; its weights are compared whatever those are.
+    """
+    from adakron_export.validation.weights import has_fixed_scales
+
+    words = candidate.space.vocabulary if graph is not None and has_fixed_scales(graph) else ()
+    space = right.space.within(candidate.space.bounds)
+    return replace(space, vocabulary=words, max_length=min(space.max_length, candidate.space.max_length))
+
+
+def _weights(right: Side, graph: ir.Model | None, progress: Progress) -> WeightsReport | None:
+    folded = fold_side(right) if graph is not None else None
+    if graph is None or folded is None:
+        return None
+    from adakron_export.validation.weights import compare_weights
+
+    progress("compare the weights")
+    return compare_weights(graph, parameters_of(folded))
+
+
+def _with_text(
+    report: ParityReport, right: Side, candidate: Side, text: EvaluationData, own: EvaluationData, max_drop: float,
+    progress: Progress,
+) -> ParityReport:  # fmt: skip
+    """With what text shows; the candidate reads it by its own tokenizer and labels."""
     from adakron_export.evaluation_data import compare_on_data
 
-    rows, accuracy = compare_on_data(right.runner, candidate.runner, text, tolerance=report.tolerance,
+    rows, accuracy = compare_on_data(right.runner, candidate.runner, text, own, tolerance=report.tolerance,
                                      max_drop=max_drop, progress=progress)  # fmt: skip
     return replace(report, rows=(*report.rows, *rows), accuracy=accuracy)
 
@@ -151,6 +239,7 @@ def _command(artifact: str | Path, options: Mapping[str, Any], tolerance: Mappin
 def prove(
     artifact: Artifact,
     eager: TaskModel,
+    folded: TaskModel,
     *,
     tolerance: Tolerance,
     device: Device = Device.CPU,
@@ -165,18 +254,23 @@ def prove(
     Args:
         artifact: The exported folder, or one that is being made.
         eager: The unfolded model.
+        folded: The folded one, whose parameters are looked for in the graph.
         tolerance: What is allowed.
         device: Where ONNX Runtime runs.
         seed: Of the batches.
         progress: Told of each batch.
 
-    Raises:
-        ArtifactError: The two have other inputs or outputs.
     """
+    from adakron_export.validation.weights import compare_weights
+
     right = eager_side(eager, str(artifact.folder))
     right = replace(right, space=replace(right.space, vocabulary=artifact.calibration_tokens()))
     candidate = Side(str(artifact.folder), artifact_runner(artifact, device), right.space, artifact)
-    return _compare_sides(right, candidate, make_batches(right.space, seed=seed), tolerance, seed, progress)
+    report = _compare_sides(right, candidate, make_batches(right.space, seed=seed), tolerance, seed, progress)
+    graph = _graph_of(candidate)
+    assert graph is not None
+    progress("compare the weights")
+    return replace(report, weights=compare_weights(graph, parameters_of(folded)))
 
 
 def find_overflow(folded: TaskModel) -> str | None:
@@ -197,15 +291,10 @@ def _compare_sides(
     right: Side, candidate: Side, batches: Sequence[NamedBatch], tolerance: Tolerance, seed: int, progress: Progress
 ) -> ParityReport:
     left, other = right.runner, candidate.runner
-    if set(left.input_names) != set(other.input_names) or set(left.output_names) != set(other.output_names):
-        raise ArtifactError(
-            f"{candidate.path} and {right.path} differ: inputs {other.input_names} and {left.input_names}, "
-            f"outputs {other.output_names} and {left.output_names}"
-        )
     try:
         rows = compare(left, other, batches, tolerance=tolerance, progress=progress)
     except ValueError as error:
-        raise ArtifactError(f"{candidate.path} and {right.path} are different models: {error}") from error
+        return _not_comparable(right, candidate, tolerance, seed, (f"outputs: {error}",))
     notes = [*_notes(right, candidate), *_without_vnni(candidate, batches)]
     return ParityReport(left.name, other.name, tolerance, seed, tuple(rows), notes=tuple(notes))
 
@@ -221,9 +310,14 @@ def _notes(right: Side, candidate: Side) -> list[str]:
     if right.space.bounds:
         notes.append(f"validated within the engine's shapes: {bounds_text(right.space.bounds)}")
     if candidate.engine is not None:
-        notes.append("an engine shows no layers: validate the artifact that it was built from for those")
+        dtype = candidate.engine.manifest.dtype
+        notes.append(
+            f"an engine shows neither weights nor layers: the limits are those of {dtype}, which its manifest names, "
+            "and the artifact that it was built from is to be validated too"
+        )
     if right.space.vocabulary:
-        notes.append(f"{manifest.dtype if manifest else '8 bits'}: texts are made of the words it was calibrated on")
+        words, size = len(right.space.vocabulary), right.space.vocab_size
+        notes.append(f"fixed scales: batches are made of the {words} of {size} tokens that they were found on")
     if not right.space.left_padding:
         notes.append("texts padded on the left were left out: this model's windows leave them undefined")
     if manifest and right.checkpoint and sha256_of(right.checkpoint.weights) != manifest.adapter_source.sha256:
@@ -269,6 +363,13 @@ def _read_text(side: Side, source: str, limit: int | None, seed: int, progress: 
     tokenizer = tokenizer_of(folder)
     return read_evaluation(source, task=task, config=config, tokenizer=tokenizer, space=side.space, limit=limit,
                            seed=seed, say=progress)  # fmt: skip
+
+
+def _own_text(
+    candidate: Side, text: EvaluationData, limit: int | None, seed: int, progress: Progress
+) -> EvaluationData:
+    """The text as an exported candidate's own tokenizer and labels make it."""
+    return _read_text(candidate, text.source, limit, seed, progress) if candidate.exported else text
 
 
 def _chosen(batches: list[NamedBatch], name: str | None) -> list[NamedBatch]:

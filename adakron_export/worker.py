@@ -220,7 +220,7 @@ class _Served:
 
 def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
     """Open an artifact, an engine or a checkpoint, and say what it takes."""
-    from adakron_export.artifact import Artifact, Tuning, is_artifact, open_artifact
+    from adakron_export.artifact import Artifact, Tuning, is_artifact, opened_with
     from adakron_export.device import Device
     from adakron_export.engines.folder import is_engine, open_engine
     from adakron_export.input_space import exported_space, model_space
@@ -232,12 +232,15 @@ def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
         engine = open_engine(path)
         return TensorRTRunner(engine, cuda_graphs=True), exported_space(engine)
     if path.is_dir() and is_artifact(path):
-        artifact = open_artifact(path)
-        if settings.tuning is not None:
-            artifact = Artifact(path, replace(artifact.manifest, tuning=Tuning(**settings.tuning)))
         device = Device.named(settings.device)
-        runner = open_on(artifact, device, threads=settings.threads, cuda_graphs=not device.on_cpu)
-        return runner, exported_space(artifact)
+
+        def opened(artifact: Artifact) -> tuple[Runner, InputSpace]:
+            if settings.tuning is not None:
+                artifact = replace(artifact, manifest=replace(artifact.manifest, tuning=Tuning(**settings.tuning)))
+            runner = open_on(artifact, device, threads=settings.threads, cuda_graphs=not device.on_cpu)
+            return runner, exported_space(artifact)
+
+        return opened_with(path, opened)
     import torch
 
     from adakron_export.adapter.loading import load_task_model

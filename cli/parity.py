@@ -24,6 +24,7 @@ def print_parity(report: ParityReport) -> None:
         _print_row(row)
     for note in report.notes:
         click.echo(f"note: {note}")
+    _print_identity(report)
     if report.accuracy:
         _print_accuracy(report.accuracy)
     if report.overflow:
@@ -31,9 +32,19 @@ def print_parity(report: ParityReport) -> None:
     if report.divergence:
         _print_divergence(report.divergence)
     verdict = click.style("passed", fg="green") if report.passed else click.style("FAILED", fg="red", bold=True)
-    click.echo(f"parity {verdict}: largest absolute error {report.max_abs_error:.2e}")
+    error = f"largest absolute error {report.max_abs_error:.2e}" if report.rows else "nothing could be compared"
+    click.echo(f"parity {verdict}: {error}")
     if report.repeat:
         click.echo(f"repeat: {report.repeat}")
+
+
+def _print_identity(report: ParityReport) -> None:
+    for mismatch in report.mismatches:
+        click.echo(f"{click.style('not comparable', fg='red', bold=True)}: {mismatch}")
+    if report.weights:
+        for change in report.weights.changed:
+            click.echo(f"weights {click.style('FAILED', fg='red', bold=True)}: {change}")
+        click.echo(f"weights: {report.weights.describe()}")
 
 
 def _shown(rows: Sequence[OutputParity]) -> list[OutputParity]:

@@ -47,8 +47,11 @@ def predict(
     A question is answered from its context: --question "Who was it?" --context "It was Anna."
     """
     from adakron_export.artifact import check_artifact
+    from adakron_export.staging import check_writable, write_text
 
     check_artifact(artifact)
+    if output:
+        check_writable(Path(output))
     inputs = [*_said(texts, pairs), *map(Path, images)]
     if input_file is not None:
         from adakron_export.text_input import read_texts
@@ -65,7 +68,7 @@ def predict(
     ]
     if output:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
-        Path(output).write_text(lines, encoding="utf-8")
+        write_text(Path(output), lines)
         click.echo(f"wrote {len(rows)} results to {output}")
     elif as_json:
         options.print_json(rows)

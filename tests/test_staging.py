@@ -1,5 +1,6 @@
 """Folders appear whole or not at all."""
 
+import errno
 import os
 import shutil
 import signal
@@ -9,7 +10,8 @@ import sys
 import pytest
 
 from adakron_export import export_onnx, open_artifact
-from adakron_export.errors import ArtifactError
+from adakron_export.errors import AdaKronError, ArtifactError, CheckpointError
+from adakron_export.staging import put_in_place, staged_folder, write_text
 from conftest import DEMO
 
 
@@ -41,8 +43,6 @@ export_onnx(checkpoint, output, atol=1e-3, overwrite=True, progress=die)
 
 @pytest.mark.parametrize("moment", ["write the model", "batch 6", "put in place", "clean up"])
 def test_killed_export_leaves_the_old_artifact_or_the_new_one(demo_artifact, tmp_path, moment):
-    from adakron_export.staging import staged_folder
-
     out = tmp_path / "out"
     shutil.copytree(demo_artifact, out)
     killed = subprocess.run([sys.executable, "-c", KILLED_EXPORT, DEMO, out, moment], check=False)
@@ -55,27 +55,159 @@ def test_killed_export_leaves_the_old_artifact_or_the_new_one(demo_artifact, tmp
     assert list(tmp_path.iterdir()) == [out]
 
 
-def test_leftovers_of_a_killed_run_are_removed_and_of_a_live_one_kept(tmp_path):
-    from adakron_export.staging import put_in_place, staged_folder
+HOLD = """
+import sys, time
+from pathlib import Path
+from adakron_export.staging import staged_folder
+with staged_folder(Path(sys.argv[1])) as staged:
+    print(staged.name, flush=True)
+    time.sleep(60)
+"""
 
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    killed = tmp_path / f".out.{dead.pid}.abc.partial"
-    live = tmp_path / f".out.{os.getppid()}.abc.partial"
-    killed.mkdir()
-    live.mkdir()
+
+def test_leftovers_of_a_killed_run_are_removed_and_of_a_live_one_kept(tmp_path):
+    runs = [subprocess.Popen([sys.executable, "-c", HOLD, tmp_path / "out"], stdout=subprocess.PIPE, text=True)
+            for _ in range(2)]  # fmt: skip
+    killed, live = (run.stdout.readline().strip() for run in runs)
+    runs[0].kill()
+    runs[0].wait()
     (tmp_path / "out").mkdir()
     (tmp_path / "out/old").write_text("old")
+    assert {killed, live} < {path.name for path in tmp_path.iterdir()}
     with staged_folder(tmp_path / "out") as staged:
         (staged / "new").write_text("new")
         put_in_place(staged, tmp_path / "out")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [live.name, "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [live, "out"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["new"]
+    runs[1].kill()
+    runs[1].communicate()
+    runs[0].communicate()
+
+
+def test_nothing_of_the_users_is_deleted(demo_artifact, tmp_path):
+    out = shutil.copytree(demo_artifact, tmp_path / "out")
+    (out / "MY_NOTES.txt").write_text("years of work")
+    with pytest.raises(ArtifactError, match="files that this did not write: MY_NOTES.txt"):
+        export_onnx(DEMO, out, overwrite=True)
+    assert (out / "MY_NOTES.txt").read_text() == "years of work"
+
+
+def test_what_comes_into_the_place_while_an_export_runs_is_kept(demo_artifact, tmp_path):
+    out = shutil.copytree(demo_artifact, tmp_path / "out")
+
+    def note(stage):
+        if stage.startswith("write the model"):
+            (out / "MY_NOTES.txt").write_text("just now")
+
+    with pytest.raises(AdaKronError, match=r"MY_NOTES.txt"):
+        export_onnx(DEMO, out, overwrite=True, validate=False, progress=note)
+    assert (out / "MY_NOTES.txt").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_convert_over_a_checkpoint_keeps_what_is_not_its_own(tmp_path):
+    from adakron_export import convert
+    from conftest import reference_case
+
+    case = reference_case("bert-glue-r48")
+    folder = convert(case.file, tmp_path / "out", backbone=case.backbone)
+    (folder / "train.tsv").write_text("text")
+    with pytest.raises(CheckpointError, match=r"train\.tsv"):
+        convert(case.file, folder, backbone=case.backbone, overwrite=True)
+    assert (folder / "train.tsv").exists()
+    (folder / "train.tsv").unlink()
+    assert convert(case.file, folder, backbone=case.backbone, overwrite=True) == folder
+
+
+def test_a_link_that_waits_under_a_temporary_name_is_not_written_through(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    for name in (".report.json.partial", "report.json.partial", "report.json"):
+        (folder / name).symlink_to(secret)
+    write_text(folder / "report.json", "{}")
+    assert secret.read_text() == "secret"
+    assert not (folder / "report.json").is_symlink()
+
+
+def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path, monkeypatch):
+    file = tmp_path / "results.jsonl"
+    write_text(file, "old")
+    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(OSError, match=r"results.jsonl"):
+        write_text(file, "new")
+    assert file.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
+
+
+def test_links_out_of_a_checkpoint_are_not_followed(tmp_path):
+    secret = tmp_path / "secret.json"
+    secret.write_text('{"password": "x"}')
+    checkpoint = shutil.copytree(DEMO, tmp_path / "checkpoint")
+    (checkpoint / "generation_config.json").symlink_to(secret)
+    with pytest.raises(CheckpointError, match=r"generation_config.json is a link out of its folder"):
+        export_onnx(checkpoint, tmp_path / "out", validate=False)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
+    from adakron_export.companions import copy_companions
+
+    blobs, snapshot = tmp_path / "models--a--b/blobs", tmp_path / "models--a--b/snapshots/abc"
+    blobs.mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    (blobs / "123").write_text("{}")
+    (snapshot / "generation_config.json").symlink_to("../../blobs/123")
+    (tmp_path / "out").mkdir()
+    copy_companions((snapshot,), tmp_path / "out")
+    assert (tmp_path / "out/generation_config.json").read_text() == "{}"
+
+
+WRITE = """
+import sys
+from dataclasses import replace
+from adakron_export import export_onnx, open_artifact
+from adakron_export.artifact import update_manifest
+what, folder, checkpoint = sys.argv[1:]
+for number in range(40):
+    if what == "tune":
+        update_manifest(open_artifact(folder), lambda manifest: replace(manifest, versions={"run": str(number)}))
+    else:
+        export_onnx(checkpoint, folder, overwrite=True, validate=False)
+        if number == 4:
+            break
+"""
+READ = """
+import sys
+from adakron_export import open_runner
+from pathlib import Path
+import numpy as np
+folder, stop = Path(sys.argv[1]), Path(sys.argv[2])
+ids, reads = np.array([[2, 9, 3]]), 0
+while not stop.exists():
+    open_runner(folder).run({"input_ids": ids, "attention_mask": ids * 0 + 1, "token_type_ids": ids * 0})
+    reads += 1
+print(reads)
+"""
+
+
+@pytest.mark.parametrize(("what", "writers"), [("tune", 3), ("export", 1)])
+def test_readers_see_the_old_artifact_or_the_new_one(what, writers, demo_artifact, tmp_path):
+    folder, stop = shutil.copytree(demo_artifact, tmp_path / "out"), tmp_path / "stop"
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READ, folder, stop], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    running = [subprocess.Popen([sys.executable, "-c", WRITE, what, folder, DEMO]) for _ in range(writers)]
+    assert [writer.wait() for writer in running] == [0] * writers
+    stop.touch()
+    out, err = reader.communicate()
+    assert reader.returncode == 0, err.decode()[-2000:]
+    assert int(out) > 5
+    assert open_artifact(folder)
 
 
 def test_interrupted_block_leaves_the_old_folder(tmp_path):
-    from adakron_export.staging import staged_folder
-
     (tmp_path / "out").mkdir()
     with pytest.raises(KeyboardInterrupt), staged_folder(tmp_path / "out") as staged:
         (staged / "new").write_text("new")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from adakron_export import export_onnx, open_runner, tune, tuning
-from adakron_export.artifact import Tuning, open_artifact, replace_manifest
+from adakron_export.artifact import Tuning, open_artifact, update_manifest
 from adakron_export.errors import ArtifactError, RunnerError
 from adakron_export.input_space import exported_space
 from adakron_export.machine import describe_machine
@@ -88,7 +88,7 @@ def test_an_older_tuning_is_no_measure_of_a_new_one(artifact, measured):
 def tuned(folder, **changes):
     opened = open_artifact(folder)
     row = Tuning(**{"processor": MACHINE["processor"], "cores": MACHINE["cores"], **changes})
-    replace_manifest(opened, replace(opened.manifest, tuning=row))
+    update_manifest(opened, lambda manifest: replace(manifest, tuning=row))
     return folder
 
 

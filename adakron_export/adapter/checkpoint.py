@@ -185,6 +185,7 @@ def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task)
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # a head of another size is replaced by the checkpoint's; see below
                 output_loading_info=True,
+                trust_remote_code=False,
             )
     finally:
         transformers_logging.set_verbosity(level)

@@ -53,6 +53,10 @@ def load_task_model(
 ) -> TaskModel:
     """Load a checkpoint behind its signature; arguments and errors as for `load_model`."""
     found = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint, backbone)
-    model = load_model(found, task=task)
+    return task_model_of(found, load_model(found, task=task))
+
+
+def task_model_of(found: Checkpoint, model: PeftModel) -> TaskModel:
+    """A loaded model behind its signature."""
     pooling = read_pooling(found.backbone_folder)
     return TaskModel(model.get_base_model(), task_of(model), pooling=pooling)

@@ -13,12 +13,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import TensorInfo, files_of, is_inside, read_tensors, sha256_of
+from adakron_export.artifact import SIGNATURE, TensorInfo, files_of, is_inside, problems_of, read_tensors, sha256_of
 from adakron_export.engines.flavors import FLAVORS
 from adakron_export.engines.profiles import Bounds
 from adakron_export.errors import AdaKronError, EngineError
 from adakron_export.json_files import read_object
 from adakron_export.quantities import parse_shape
+from adakron_export.staging import write_text
 
 ENGINE, MANIFEST, LOG = "model.engine", "adakron_engine.json", "build.log"
 FORMAT_VERSION = 1
@@ -91,9 +92,9 @@ def is_engine(path: Path) -> bool:
 
 def write_engine_manifest(folder: Path, manifest: EngineManifest) -> EngineFolder:
     """Write the manifest, with the sha256 of every file that is there."""
-    files = {name: sha256_of(folder / name) for name in files_of(folder) if name != MANIFEST}
+    files = {name: sha256_of(folder / name) for name in files_of(folder) if name not in (MANIFEST, SIGNATURE)}
     content = {"format_version": FORMAT_VERSION, **asdict(manifest), "files": files}
-    (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_text(folder / MANIFEST, json.dumps(content, indent=2) + "\n")
     return open_engine(folder)
 
 
@@ -107,13 +108,19 @@ def open_engine(folder: str | Path) -> EngineFolder:
     if not is_engine(path):
         raise EngineError(f"{path}: no engine ({MANIFEST} is missing); build one with `adakron-export tensorrt`")
     manifest = _read(path / MANIFEST)
-    changed = [
-        name for name, digest in manifest.files.items()
-        if not (path / name).is_file() or sha256_of(path / name) != digest
-    ]  # fmt: skip
-    if changed:
-        raise EngineError(f"{path}: changed since it was built: {', '.join(changed)}; build it again")
+    problems = problems_of(path, manifest.files)
+    if problems:
+        raise EngineError(f"{path}: {problems}; build it again")
     return EngineFolder(path, manifest)
+
+
+def written_files(folder: Path) -> list[str] | None:
+    """The files of an engine's folder that a build wrote; ``None`` for what is none."""
+    try:
+        files = read_object(folder / MANIFEST)["files"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return [MANIFEST, SIGNATURE, *files] if isinstance(files, dict) else None
 
 
 def _read(path: Path) -> EngineManifest:

@@ -50,10 +50,13 @@ def _verdicts(parity: dict[str, Any] | None, latency: dict[str, Any] | None) -> 
     """What was asked, whether it held (``None``: there was no limit), and in a sentence why."""
     rows: list[tuple[str, bool | None, str]] = []
     if parity is not None:
-        held = all(row["passed"] for row in parity["rows"]) and parity["overflow"] is None
+        rows_held = bool(parity["rows"]) and all(row["passed"] for row in parity["rows"])
+        same = not parity.get("mismatches") and (parity.get("weights") or {"passed": True})["passed"]
+        held = rows_held and same and parity["overflow"] is None
         batches = len({row["batch"] for row in parity["rows"]})
         error = plots.number(parity["max_abs_error"])
-        rows.append(("Parity", held, f"largest absolute error {error:.2e} on {batches} batches"))
+        text = f"largest absolute error {error:.2e} on {batches} batches"
+        rows.append(("Parity", held, text if same else f"another model; {text}"))
         accuracy = parity["accuracy"]
         if accuracy is not None:
             change = len(accuracy["flips"])

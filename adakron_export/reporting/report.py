@@ -13,6 +13,7 @@ from adakron_export._version import __version__
 from adakron_export.errors import ReportError
 from adakron_export.json_files import read_json
 from adakron_export.reporting.page import render
+from adakron_export.staging import check_writable, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -65,13 +66,11 @@ def write_report(folder: str | Path, content: Content) -> Path:
         ReportError: There is a file in the folder's place.
     """
     folder = Path(folder)
-    page = render(content)
+    page, data = render(content), json.dumps(content, indent=2, allow_nan=False) + "\n"
     check_report_folder(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in ((DATA, json.dumps(content, indent=2, allow_nan=False) + "\n"), (PAGE, page)):
-        partial = folder / f".{name}.partial"
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(folder / name)
+    (folder / PAGE).unlink(missing_ok=True)  # so that a page never stands beside the data of another run
+    write_text(folder / DATA, data)
+    write_text(folder / PAGE, page)
     return folder / PAGE
 
 
@@ -83,6 +82,7 @@ def check_report_folder(folder: str | Path) -> None:
     """
     if Path(folder).exists() and not Path(folder).is_dir():
         raise ReportError(f"{folder} is a file; a report is a folder, name another one")
+    check_writable(Path(folder) / PAGE)
 
 
 def read_report(path: str | Path) -> Content:

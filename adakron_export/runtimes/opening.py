@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from adakron_export.artifact import Artifact, is_artifact, open_artifact
+from adakron_export.artifact import Artifact, is_artifact, opened_with
 from adakron_export.device import Device
 from adakron_export.engines.folder import is_engine, open_engine
 from adakron_export.runtimes.base import Runner
+from adakron_export.runtimes.graph_file import check_graph_file
 from adakron_export.runtimes.openvino import OpenVinoRunner
 from adakron_export.runtimes.ort import OrtRunner
 from adakron_export.runtimes.tensorrt import TensorRTRunner
@@ -37,7 +38,8 @@ def open_runner(
     if is_engine(Path(path)):
         return TensorRTRunner(open_engine(path))
     if is_artifact(Path(path)):
-        return open_on(open_artifact(path), Device.named(device), threads=threads)
+        where = Device.named(device)
+        return opened_with(path, lambda artifact: open_on(artifact, where, threads=threads))
     from adakron_export.adapter.loading import load_task_model
     from adakron_export.runtimes.eager import EagerRunner
 
@@ -48,6 +50,7 @@ def open_on(
     artifact: Artifact, device: Device, *, threads: int | None = None, cuda_graphs: bool = False
 ) -> ArtifactRunner:
     """Open an artifact with what computes on a device; arguments and errors are those of the runner."""
+    check_graph_file(artifact)
     if device is Device.OPENVINO:
         return OpenVinoRunner(artifact, threads=threads)
     return OrtRunner(artifact, device=device, threads=threads, cuda_graphs=cuda_graphs)

@@ -73,7 +73,7 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
             RunnerError: The device is not available.
         """
         artifact = open_artifact(folder)
-        config = AutoConfig.from_pretrained(str(folder))
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
         # transformers compares the class's name with those that it knows for a task, and logs an error otherwise.
         named = type(config.architectures[0], (cls,), {})
         model: OnnxModel = named(open_on(artifact, Device.named(device)), config, artifact.folder)

@@ -246,7 +246,14 @@ class _Run:
             draw_curves(history, staged / CURVES, metric=record["metric"], best_step=record["best_step"])
             _write_json(staged / RECORD, record)
             (staged / "README.md").write_text(training_card(record, self.folder.name), encoding="utf-8")
-            put_in_place(staged, self.folder)
+            put_in_place(staged, self.folder, problem=self._taken)
+
+    def _taken(self) -> str | None:
+        """Why the folder must not be replaced: something else than the run came into it."""
+        from adakron_export.staging import check_replaceable
+        from adakron_export.training.state import written_files
+
+        return check_replaceable(self.folder, ours=written_files, overwrite=True)
 
 
 def _keep_padding(file: Path, token: str) -> None:

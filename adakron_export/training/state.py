@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from adakron_export.adapter.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
+from adakron_export.companions import companion_names
 from adakron_export.errors import TrainingError
 from adakron_export.json_files import read_json
-from adakron_export.staging import check_replaceable
+from adakron_export.staging import check_replaceable, check_writable, write_text
 from adakron_export.training.recipe import MOVABLE, Recipe, make_recipe
+from adakron_export.training.run import CURVES, RECORD
 
 _SETTINGS = "run.json"
 _STATE = "trainer_state.json"
@@ -29,9 +31,10 @@ def check_startable(output: Path, *, overwrite: bool) -> None:
     Raises:
         TrainingError: Something of ours is there and ``overwrite`` was not asked for, or something of others.
     """
-    problem = check_replaceable(output, is_ours=_is_ours, overwrite=True)
+    problem = check_replaceable(output, ours=written_files, overwrite=True)
     if problem:
         raise TrainingError(problem)
+    check_writable(output)
     if overwrite or not output.exists() or not any(output.iterdir()):
         return
     if (run_folder(output) / _SETTINGS).is_file():
@@ -41,8 +44,12 @@ def check_startable(output: Path, *, overwrite: bool) -> None:
     raise TrainingError(f"{output} holds a checkpoint; --overwrite replaces it when the new one is trained")
 
 
-def _is_ours(folder: Path) -> bool:
-    return (folder / ADAPTER_CONFIG).is_file() or run_folder(folder).is_dir()
+def written_files(folder: Path) -> list[str] | None:
+    """What training writes, whole folders by their names; ``None`` for what is neither a run nor a checkpoint."""
+    if not (folder / ADAPTER_CONFIG).is_file() and not run_folder(folder).is_dir():
+        return None
+    own = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json", "README.md", CURVES, RECORD)
+    return [*own, UNFINISHED, "tensorboard", *companion_names(folder)]
 
 
 def start_run(output: Path, identity: dict[str, Any]) -> None:
@@ -50,9 +57,7 @@ def start_run(output: Path, identity: dict[str, Any]) -> None:
     folder = run_folder(output)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    partial = folder / (_SETTINGS + ".partial")
-    partial.write_text(json.dumps(identity, indent=2) + "\n", encoding="utf-8")
-    partial.replace(folder / _SETTINGS)
+    write_text(folder / _SETTINGS, json.dumps(identity, indent=2) + "\n")
 
 
 def read_run(output: Path) -> dict[str, Any]:

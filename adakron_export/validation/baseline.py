@@ -12,6 +12,7 @@ import numpy as np
 
 from adakron_export.errors import RunnerError
 from adakron_export.json_files import read_object
+from adakron_export.staging import write_text
 from adakron_export.validation.latency import Interval, Latency, interval_of, resampled_medians
 
 FORMAT_VERSION = 1
@@ -80,10 +81,7 @@ def save_baseline(path: Path, ratios: Ratios, *, machine: Mapping[str, Any], ver
     """Write a baseline."""
     rows = [{"side": side, "shape": shape, "ratios": values} for (side, shape), values in ratios.items()]
     content = {"format_version": FORMAT_VERSION, "machine": machine, "versions": versions, "rows": rows}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-    partial.replace(path)
+    write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def read_baseline(path: Path, *, machine: Mapping[str, Any], other_machine: bool = False) -> Ratios:

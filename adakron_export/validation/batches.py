@@ -11,6 +11,7 @@ from adakron_export.engines.profiles import Bounds, bounds_text, choose_profile
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array
 
+_STRIDE_TEXTS, _STRIDE_TOKENS = 4, 256
 _TYPICAL_TOKENS, _SPREAD = 24, 0.6  # lengths of real texts are about log-normal
 
 
@@ -58,10 +59,11 @@ class InputSpace:
             not self.bounds or choose_profile(self.bounds, (texts, tokens)) is not None
         )
 
-    def narrowed(self, other: InputSpace) -> InputSpace:
-        """What this and another one take, which are of the same model."""
-        longest, bounds = min(self.max_length, other.max_length), self.bounds or other.bounds
-        return replace(self, max_length=longest, vocabulary=self.vocabulary or other.vocabulary, bounds=bounds)
+    def within(self, bounds: tuple[Bounds, ...]) -> InputSpace:
+        """As far as the shapes reach that another one takes; all where it takes any."""
+        if not bounds:
+            return self
+        return replace(self, bounds=bounds, max_length=min(self.max_length, max(high[1] for _, high in bounds)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +117,7 @@ def _corners(space: InputSpace, seed: int) -> list[NamedBatch]:
         "realistic": lambda rng: _texts(rng, space, _realistic_lengths(rng, 8, longest)),
         "max-length": lambda rng: _texts(rng, space, [longest]),
         "max-length-padded": lambda rng: _texts(rng, space, [longest, max(1, longest // 3)]),
+        "vocabulary": lambda rng: _strides(rng, space),
     }
     return [
         NamedBatch(name, plan(_random(seed, name)))
@@ -191,6 +194,17 @@ def _texts(
         mask[row, where] = 1
         types[row, where] = np.arange(length) >= (length + 1) // 2  # a second sentence
     return _inputs(space, ids, mask, types)
+
+
+def _strides(rng: np.random.Generator, space: InputSpace) -> dict[str, Array]:
+    """Texts that go through the whole vocabulary in strides, special tokens included."""
+    length = min(space.max_length, _STRIDE_TOKENS)
+    known = np.array(space.vocabulary) if space.vocabulary else np.arange(space.vocab_size)
+    known = known[known != space.pad_id]
+    stride = max(1, len(known) / (_STRIDE_TEXTS * length))
+    places = (rng.random() * stride + stride * np.arange(_STRIDE_TEXTS * length)).astype(int) % len(known)
+    ids = known[places].reshape(_STRIDE_TEXTS, length)
+    return _inputs(space, ids, np.ones_like(ids), np.zeros_like(ids))
 
 
 def _inputs(space: InputSpace, ids: Array, mask: Array, types: Array) -> dict[str, Array]:

@@ -15,6 +15,7 @@ from adakron_export.validation.tolerance import Tolerance
 if TYPE_CHECKING:
     from adakron_export.validation.accuracy import AccuracyReport
     from adakron_export.validation.divergence import Divergence, LayerError
+    from adakron_export.validation.weights import WeightsReport
 
 Progress = Callable[[str], None]
 AT_LEAST = ("cosine", "top1_agreement")  # the other metrics are errors, of which less is better
@@ -113,6 +114,9 @@ class ParityReport:
         divergence: Where the two part, if they do and it was looked for.
         layers: The layers of a comparison that held, where that was asked for.
         repeat: The command that repeats the smallest batch that failed.
+        mismatches: In what the candidate is another model: inputs, lengths, labels, tokens or settings. Whatever the
+            outputs say, the two are then not comparable.
+        weights: What was found of the reference's parameters in the candidate's graph, where both show theirs.
     """
 
     reference: str
@@ -126,12 +130,15 @@ class ParityReport:
     divergence: Divergence | None = None
     layers: tuple[LayerError, ...] = ()
     repeat: str | None = None
+    mismatches: tuple[str, ...] = ()
+    weights: WeightsReport | None = None
 
     @property
     def passed(self) -> bool:
-        """Whether every row and the accuracy held, and nothing overflowed."""
-        held = self.accuracy is None or self.accuracy.passed
-        return bool(self.rows) and all(row.passed for row in self.rows) and self.overflow is None and held
+        """Whether every row, the accuracy and the weights held, nothing overflowed, and the two are one model."""
+        held = (self.accuracy is None or self.accuracy.passed) and (self.weights is None or self.weights.passed)
+        same = self.overflow is None and not self.mismatches
+        return bool(self.rows) and all(row.passed for row in self.rows) and held and same
 
     @property
     def max_abs_error(self) -> float:
@@ -155,6 +162,8 @@ class ParityReport:
             "divergence": self.divergence.to_json() if self.divergence else None,
             "layers": [layer.to_json() for layer in self.layers],
             "repeat": self.repeat,
+            "mismatches": list(self.mismatches),
+            "weights": self.weights.to_json() if self.weights else None,
         }
 
 
