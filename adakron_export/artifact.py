@@ -20,14 +20,17 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Thread
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import msgspec
 
 from adakron_export.errors import ArtifactError, first_few
-from adakron_export.json_files import object_of, read_bytes, read_object
+from adakron_export.json_files import object_of, read_bytes, read_object, record_of
 from adakron_export.staging import folder_lock, write_text
 from adakron_export.tasks import Task
 
 T = TypeVar("T")
+Positive = Annotated[int, msgspec.Meta(gt=0, le=2**53)]
 
 MANIFEST = "adakron_export.json"
 PARITY = "parity.json"
@@ -53,7 +56,11 @@ EXACT_SUMS = "session.x64quantprecision"  # ONNX Runtime's entry: integer produc
 _UNLISTED = (SIGNATURE,)
 _MANIFESTS = (MANIFEST, "adakron_engine.json")  # a folder has one of them
 _TRIES = 20
-_TENSOR_DTYPES = ("int64", "int32", "float32", "float16")
+
+
+def _one_of(*names: str) -> msgspec.Meta:
+    """What a text of a record may be."""
+    return msgspec.Meta(pattern=f"^({'|'.join(names)})$")
 
 
 def dtype_named(name: str) -> str:
@@ -66,7 +73,7 @@ class TensorInfo:
     """An input or output: its dtype as numpy names it, and its shape, dynamic axes by name."""
 
     name: str
-    dtype: str
+    dtype: Annotated[str, _one_of("int64", "int32", "float32", "float16")]
     shape: tuple[int | str, ...]
 
 
@@ -95,9 +102,9 @@ class Tuning:
 
     processor: str
     cores: int
-    threads: int | None = None
+    threads: Positive | None = None
     spinning: bool = True
-    attention: str | None = None
+    attention: Annotated[str, _one_of(PLAIN_ATTENTION, MULTI_HEAD_ATTENTION)] | None = None
     disabled_optimizers: tuple[str, ...] = ()
     speedup: float = 1.0
     shapes: tuple[str, ...] = ()
@@ -131,17 +138,17 @@ class Manifest:
 
     task: str
     target: str
-    dtype: str
-    opset: int
+    dtype: Annotated[str, _one_of(*DTYPES)]
+    opset: Positive
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     adapter: dict[str, Any]
     adapter_source: SourceFile
     backbone_source: tuple[SourceFile, ...]
     backbone: str
-    max_length: int | None
+    max_length: Positive | None
     disabled_optimizers: tuple[str, ...] = ()
-    float_dtype: str = "fp32"
+    float_dtype: Annotated[str, _one_of("fp32", *HALF_DTYPES)] = "fp32"
     per_token: bool = False
     calibrated_on: str | None = None
     tuning: Tuning | None = None
@@ -249,11 +256,11 @@ def problems_of(folder: Path, files: Mapping[str, str]) -> str:
     there = {name for name in files_of(folder) if name not in (*_UNLISTED, *_MANIFESTS)}
     missing, unlisted = sorted(files.keys() - there), sorted(there - files.keys())
     if missing:
-        return f"changed since it was exported: {first_few(missing)} missing"
+        return f"changed since it was written: {first_few(missing)} missing"
     if unlisted:
         return f"holds files that its manifest does not list: {first_few(unlisted)}"
     changed = [name for name, digest in files.items() if sha256_of(folder / name) != digest]
-    return f"changed since it was exported: {first_few(changed)}" if changed else ""
+    return f"changed since it was written: {first_few(changed)}" if changed else ""
 
 
 def is_artifact(path: Path) -> bool:
@@ -420,7 +427,7 @@ def _read_manifest(path: Path, text: bytes) -> Manifest:
     try:
         content = object_of(text)
         version = content.pop("format_version")
-    except (ValueError, KeyError, AttributeError) as error:
+    except (ValueError, KeyError) as error:
         raise ArtifactError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
     if version != FORMAT_VERSION:
         raise ArtifactError(
@@ -429,7 +436,7 @@ def _read_manifest(path: Path, text: bytes) -> Manifest:
         )
     try:
         manifest = _parse(content)
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+    except ValueError as error:
         raise ArtifactError(f"{path}: not a readable manifest ({error})") from error
     if not manifest.files:
         raise ArtifactError(f"{path}: lists no files; export the checkpoint again")
@@ -443,70 +450,24 @@ def _parse(content: dict[str, Any]) -> Manifest:
     """The manifest of plain data.
 
     Raises:
-        TypeError: A value is missing, unknown or of another type.
+        ValueError: A value is missing, unknown, of another type or impossible.
     """
-    manifest = Manifest(
-        **{
-            **content,
-            "inputs": read_tensors(content["inputs"]),
-            "outputs": read_tensors(content["outputs"]),
-            "adapter_source": SourceFile(**content["adapter_source"]),
-            "backbone_source": tuple(SourceFile(**row) for row in content["backbone_source"]),
-            "disabled_optimizers": tuple(content["disabled_optimizers"]),
-            "tuning": _read_tuning(content.get("tuning")),
-        }
-    )
-    sources = (manifest.adapter_source, *manifest.backbone_source)
-    texts = [
-        manifest.target, manifest.backbone, *manifest.disabled_optimizers, *_items(manifest.files),
-        *_items(manifest.versions), *(part for source in sources for part in (source.name, source.sha256)),
-    ]  # fmt: skip
-    _require(all(isinstance(text, str) for text in texts), "a name, version or sha256 is no text")
-    _require(manifest.task in list(Task), f"task is {manifest.task!r}")
-    _require(manifest.dtype in DTYPES, f"dtype is {manifest.dtype!r}")
-    _require(manifest.float_dtype in ("fp32", *HALF_DTYPES), f"float_dtype is {manifest.float_dtype!r}")
-    _require(type(manifest.plain_tokenizer) is bool, f"plain_tokenizer is {manifest.plain_tokenizer!r}")
-    _require(type(manifest.per_token) is bool, f"per_token is {manifest.per_token!r}")
-    _require(isinstance(manifest.calibrated_on, str | None), f"calibrated_on is {manifest.calibrated_on!r}")
-    _require(type(manifest.opset) is int, f"opset is {manifest.opset!r}")
-    longest = manifest.max_length
-    _require(longest is None or (type(longest) is int and longest > 0), f"max_length is {longest!r}")
-    _require(isinstance(manifest.adapter, dict) and {"r", "k", "num_experts"} <= manifest.adapter.keys(), "adapter")
+    manifest = record_of(content, Manifest)
+    if manifest.task not in list(Task):
+        raise ValueError(f"task is {manifest.task!r:.60}")
+    lacking = {"r", "k", "num_experts"} - manifest.adapter.keys()
+    if lacking:
+        raise ValueError(f"adapter lacks {', '.join(sorted(lacking))}")
+    check_tensors(manifest.inputs, manifest.outputs)
     return manifest
 
 
-def _read_tuning(row: Any) -> Tuning | None:
-    if row is None:
-        return None
-    tuning = Tuning(**{**row, **{name: tuple(row[name]) for name in ("disabled_optimizers", "shapes")}})
-    texts = (tuning.processor, *tuning.disabled_optimizers, *tuning.shapes)
-    _require(all(isinstance(text, str) for text in texts), "a name in tuning is no text")
-    _require(type(tuning.cores) is int and type(tuning.spinning) is bool, "tuning has other types")
-    _require(type(tuning.speedup) in (int, float), f"tuning has the speedup {tuning.speedup!r}")
-    _require(tuning.attention in (None, PLAIN_ATTENTION, MULTI_HEAD_ATTENTION), f"attention is {tuning.attention!r}")
-    _require(tuning.threads is None or (type(tuning.threads) is int and tuning.threads > 0), "threads in tuning")
-    return tuning
-
-
-def read_tensors(rows: Any) -> tuple[TensorInfo, ...]:
-    """Inputs or outputs of plain data.
+def check_tensors(*sides: tuple[TensorInfo, ...]) -> None:
+    """Raise unless inputs, and outputs, have names of their own.
 
     Raises:
-        TypeError: A value is missing, unknown or of another type.
+        ValueError: There are none, or one repeats.
     """
-    found = tuple(TensorInfo(row["name"], row["dtype"], tuple(row["shape"])) for row in rows)
-    for info in found:
-        _require(isinstance(info.name, str) and info.dtype in _TENSOR_DTYPES, f"an input or output is {info}")
-        _require(all(type(dim) in (int, str) for dim in info.shape), f"{info.name} has the shape {info.shape}")
-    _require(bool(found) and len({info.name for info in found}) == len(found), "inputs or outputs lack or repeat")
-    return found
-
-
-def _items(mapping: Any) -> tuple[Any, ...]:
-    _require(isinstance(mapping, dict), f"{str(mapping)[:40]!r} should have names and values")
-    return (*mapping.keys(), *mapping.values())
-
-
-def _require(holds: bool, problem: str) -> None:  # noqa: FBT001, RUF100
-    if not holds:
-        raise TypeError(problem)
+    for infos in sides:
+        if not infos or len({info.name for info in infos}) < len(infos):
+            raise ValueError("inputs or outputs lack or repeat")

@@ -19,6 +19,7 @@ from adakron_export.extras import package_versions
 from adakron_export.machine import describe_machine
 from adakron_export.quantities import parse_shape
 from adakron_export.sides import task_of_exported
+from adakron_export.staging import check_writable
 from adakron_export.validation.baseline import (
     Ratios,
     Regression,
@@ -61,6 +62,7 @@ class BenchReport:
         versions: Of the packages.
         loads: One per side, shape and load.
         regressions: One per side and shape, where there was a baseline.
+        strict: Whether what cannot be told counts as failed.
     """
 
     reference: str
@@ -70,11 +72,12 @@ class BenchReport:
     versions: dict[str, str]
     loads: tuple[LoadLatency, ...] = ()
     regressions: tuple[Regression, ...] = ()
+    strict: bool = False
 
     @property
     def passed(self) -> bool:
-        """Whether nothing became slower than allowed."""
-        return all(row.passed for row in self.regressions)
+        """Whether nothing became slower than allowed and, where that is asked for, that could be told."""
+        return all(row.passed and not (self.strict and row.undecided) for row in self.regressions)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -132,6 +135,7 @@ def bench(
     baseline_to_save: str | Path | None = None,
     max_regression: float = 0.05,
     other_machine: bool = False,
+    strict: bool = False,
     progress: Progress = lambda _: None,
 ) -> BenchReport:
     """Time artifacts and engines against eager PyTorch, each in a process of its own, in interleaved rounds.
@@ -154,6 +158,7 @@ def bench(
         baseline_to_save: Where to write this one, which is then measured in three openings of the processes.
         max_regression: How much slower a side may have become, such as 0.05.
         other_machine: Take a baseline of another machine too.
+        strict: Let a comparison fail that had too few rounds to tell; else that is a warning.
         progress: Told of each stage and round.
 
     Raises:
@@ -162,8 +167,7 @@ def bench(
     """
     if not artifacts or (against is None and len(artifacts) < 2 and (baseline or baseline_to_save)):
         raise RunnerError("there is nothing to compare with; pass --against with the checkpoint, or more artifacts")
-    if not budget_s > 0 or not max_regression >= 0:
-        raise RunnerError("budget must be above 0 seconds, and max_regression at least 0")
+    _check_settings(budget_s, max_regression, baseline_to_save)
     device = _device_of(device, [*artifacts, *([against] if against else [])])
     settings = _settings(artifacts, against, backbone, device, threads)
     scenarios = (*(Scenario(clients=number) for number in clients), *(Scenario(rate=rate) for rate in rates))
@@ -181,15 +185,27 @@ def bench(
     first = _measured(plan, check)
     found = _guarded(plan, first.latencies, then, max_regression) if then is not None else []
     report = BenchReport(plan.reference, first.sides, first.latencies, machine, package_versions(), first.loads,
-                         tuple(found))  # fmt: skip
+                         tuple(found), strict)  # fmt: skip
     if baseline_to_save is not None:
-        ratios = round_ratios(report.latencies, plan.reference)
-        for _ in range(_MEASURED_AGAIN):
-            plan.progress("measure the baseline again in new processes")
-            ratios = _with_another_opening(plan, ratios)
-        save_baseline(Path(baseline_to_save), ratios, machine=machine, versions=report.versions)
+        _save(Path(baseline_to_save), plan, report)
     _say_if_longer(time.perf_counter() - start, budget_s, progress)
     return report
+
+
+def _check_settings(budget_s: float, max_regression: float, baseline_to_save: str | Path | None) -> None:
+    if not budget_s > 0 or not max_regression >= 0:
+        raise RunnerError("budget must be above 0 seconds, and max_regression at least 0")
+    if baseline_to_save is not None:
+        check_writable(Path(baseline_to_save))
+
+
+def _save(path: Path, plan: _Plan, report: BenchReport) -> None:
+    """Write the baseline of three openings of the processes."""
+    ratios = round_ratios(report.latencies, plan.reference)
+    for _ in range(_MEASURED_AGAIN):
+        plan.progress("measure the baseline again in new processes")
+        ratios = _with_another_opening(plan, ratios)
+    save_baseline(path, ratios, machine=report.machine, versions=report.versions)
 
 
 def _say_if_longer(seconds: float, budget_s: float, progress: Progress) -> None:
@@ -229,16 +245,20 @@ def _settings(
 
 
 def _guarded(plan: _Plan, rows: Sequence[Latency], then: Ratios, max_regression: float) -> list[Regression]:
-    """Hold a measurement against the baseline, and measure again before a regression is believed."""
+    """Hold a measurement against the baseline; measure again before it is slower, or where that cannot be told."""
     now = round_ratios(rows, plan.reference)
     found = regressions(now, then, max_regression=max_regression)
     for _ in range(_MEASURED_AGAIN):
-        suspects = sum(not row.passed for row in found)
-        if not suspects:
+        suspects, open_ones = sum(not row.passed for row in found), sum(bool(row.undecided) for row in found)
+        if not suspects and not open_ones:
             break
-        plan.progress(f"{suspects} look slower than the baseline; measure again in new processes")
+        why = f"{suspects} look slower than the baseline" if suspects else f"of {open_ones} it cannot be told yet"
+        plan.progress(f"{why}; measure again in new processes")
         now = _with_another_opening(plan, now)
         found = regressions(now, then, max_regression=max_regression)
+    for row in found:
+        if row.undecided:
+            plan.progress(f"warning: {row.side} at {row.shape} is undecided: {row.undecided}")
     return found
 
 

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import msgspec
+
+Record = TypeVar("Record")
 
 LARGEST_BYTES = 64 * 2**20  # the longest file of settings that exists is a tokenizer of some 35 MB
 
@@ -67,3 +72,22 @@ def object_of(text: bytes) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError(f"it holds a {type(content).__name__}, not an object")  # noqa: TRY004
     return content
+
+
+def record_of(content: dict[str, Any], kind: type[Record]) -> Record:
+    """A dataclass of plain data, every value of the type that its field names.
+
+    Args:
+        content: The settings; what is left out has its default.
+        kind: The dataclass.
+
+    Raises:
+        ValueError: A value is missing, unknown, of another type or out of its range; the message says where.
+    """
+    unknown = sorted(content.keys() - {row.name for row in fields(kind)})  # type: ignore[arg-type]
+    if unknown:
+        raise ValueError(f"there is no setting {unknown[0]!r:.60}")
+    try:
+        return msgspec.convert(content, kind)
+    except msgspec.ValidationError as error:
+        raise ValueError(str(error)) from error

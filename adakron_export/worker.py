@@ -111,12 +111,12 @@ class RunnerProcess:
         seconds: list[float] = self.ask("time", runs=runs)["seconds"]
         return seconds
 
-    def load(self, scenario: Scenario, seconds: float, *, seed: int) -> Observed:
+    def load(self, scenario: Scenario, seconds: float, *, seed: int, start: float = 0.0) -> Observed:
         """Put the batch under load, once the threads of other processes sleep; see `measure_load`."""
         from adakron_export.validation.load import Observed
 
         time.sleep(_REST_S)
-        return Observed(**self.ask("load", **asdict(scenario), seconds=seconds, seed=seed))
+        return Observed(**self.ask("load", **asdict(scenario), seconds=seconds, seed=seed, start=start))
 
     def peak_mb(self) -> float | None:
         """The highest resident memory of the process, where the system tells."""
@@ -190,11 +190,11 @@ class _Served:
     def time(self, runs: int) -> dict[str, Any]:
         return {"seconds": [self.once() for _ in range(runs)]}
 
-    def load(self, clients: int | None, rate: float | None, seconds: float, seed: int) -> dict[str, Any]:
+    def load(self, clients: int | None, rate: float | None, seconds: float, seed: int, start: float) -> dict[str, Any]:
         from adakron_export.validation.load import arrivals, closed_loop, open_loop
 
         if rate is not None:
-            return asdict(open_loop(self.once, arrivals(rate, seconds, seed=seed), seconds))
+            return asdict(open_loop(self.once, arrivals(rate, seconds, seed=seed, start=start), seconds))
         return asdict(closed_loop([self._client() for _ in range(clients or 1)], seconds))
 
     def _client(self) -> Callable[[], float]:

@@ -29,6 +29,7 @@ from . import options
 @click.option("--baseline", metavar="FILE", help="Exit with 1 where a ratio became worse.")
 @click.option("--max-regression", default="5%", show_default=True, callback=options.read_by(parse_share),
               help="How much worse.")  # fmt: skip
+@click.option("--strict", is_flag=True, help="Exit with 1 too where too few rounds were made to tell.")
 @click.option("--other-machine", is_flag=True, help="Take a baseline of another machine too.")
 @options.report
 @options.as_json

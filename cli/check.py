@@ -7,6 +7,7 @@ import sys
 import click
 
 from . import options
+from .console import echo
 
 _SHOWN = 5
 
@@ -35,15 +36,15 @@ def check(artifact: str, flavor: str, as_json: bool) -> None:
     if as_json:
         options.print_json(report.to_json())
     else:
-        click.echo(f"{'operator':<40}{'nodes':>7}  {report.parser}")
+        echo(f"{'operator':<40}{'nodes':>7}  {report.parser}")
         for row in report.ops:
             verdict = click.style(f"refuses {row.refused}", fg="red", bold=True) if row.refused else "takes it"
-            click.echo(f"{row.op:<40}{row.count:>7}  {verdict}")
+            echo(f"{row.op:<40}{row.count:>7}  {verdict}")
         for problem in report.problems[:_SHOWN]:
-            click.echo(f"problem: {problem}")
+            echo(f"problem: {problem}")
         if len(report.problems) > _SHOWN:
-            click.echo(f"and {len(report.problems) - _SHOWN} more; --json lists all")
+            echo(f"and {len(report.problems) - _SHOWN} more; --json lists all")
         verdict = click.style("passed", fg="green") if report.passed else click.style("FAILED", fg="red", bold=True)
-        click.echo(f"check {verdict}")
+        echo(f"check {verdict}")
     if not report.passed:
         sys.exit(1)

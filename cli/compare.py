@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from . import options
+from .console import echo
 
 if TYPE_CHECKING:
     from adakron_export.reporting.comparison import Change, Comparison
@@ -34,23 +35,23 @@ def compare(first: str, second: str, as_json: bool) -> None:
 
 def _print(found: Comparison) -> None:
     verdicts = ["passed" if held else "FAILED" for held in found.passed]
-    click.echo(f"{'':<46}{'first':>11}{'second':>11}{'change':>11}")
-    click.echo(f"{'verdict':<46}{verdicts[0]:>11}{verdicts[1]:>11}")
+    echo(f"{'':<46}{'first':>11}{'second':>11}{'change':>11}")
+    echo(f"{'verdict':<46}{verdicts[0]:>11}{verdicts[1]:>11}")
     for title, rows in (("largest error", found.parity), ("accuracy", found.accuracy), ("latency", found.latency)):
         _print_rows(title, rows)
     for name, first, second in found.environment:
-        click.echo(f"not the same {name}: {first} and {second}")
+        echo(f"not the same {name}: {first} and {second}")
     if found.latency and found.environment:
-        click.echo("milliseconds compare only on one machine; speed-ups are ratios within a run")
+        echo("milliseconds compare only on one machine; speed-ups are ratios within a run")
 
 
 def _print_rows(title: str, rows: Sequence[Change]) -> None:
     if rows:
-        click.echo(title)
+        echo(title)
     for row in rows:
         change = "" if row.ratio is None else f"{100 * (row.ratio - 1):+.1f} %"
         first, second = _number(row.first, row.unit), _number(row.second, row.unit)
-        click.echo(f"  {row.what[:43]:<44}{first:>11}{second:>11}{change:>11}".rstrip())
+        echo(f"  {row.what[:43]:<44}{first:>11}{second:>11}{change:>11}".rstrip())
 
 
 def _number(value: float | None, unit: str) -> str:

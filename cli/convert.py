@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from . import options
+from .console import echo
 
 
 @click.command()
@@ -28,5 +29,5 @@ def convert(checkpoint: str, backbone: str, output: str, *, as_json: bool, **set
     if as_json:
         options.print_json({"folder": str(folder)})
     else:
-        click.echo(f"wrote {folder}")
-        click.echo(f"next: adakron-export onnx {folder} -o ARTIFACT")
+        echo(f"wrote {folder}")
+        echo(f"next: adakron-export onnx {folder} -o ARTIFACT")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from . import options
+from .console import echo
 
 
 @click.command()
@@ -18,11 +19,11 @@ def doctor(as_json: bool) -> None:
         options.print_json(found.to_json())
         return
     for name, value in {**found.machine, **found.versions}.items():
-        click.echo(f"{name.replace('_', ' '):<22}{'none' if value is None else value}")
-    click.echo(f"{'ONNX Runtime has':<22}{', '.join(found.providers) or 'not installed'}")
-    click.echo()
+        echo(f"{name.replace('_', ' '):<22}{'none' if value is None else value}")
+    echo(f"{'ONNX Runtime has':<22}{', '.join(found.providers) or 'not installed'}")
+    echo()
     for row in found.abilities:
         mark = click.style("yes", fg="green") if row.works else click.style("no ", fg="red", bold=True)
-        click.echo(f"{mark}  {row.what}")
+        echo(f"{mark}  {row.what}")
         if not row.works:
-            click.echo(f"     {row.remedy}")
+            echo(f"     {row.remedy}")

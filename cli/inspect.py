@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from . import options
+from .console import echo
 
 
 @click.command()
@@ -32,15 +33,15 @@ def _print_rows(rows: list[tuple[str, object]]) -> None:
     width = max(80, shutil.get_terminal_size().columns)
     for name, value in rows:
         head = f"{name:<12}" if len(name) < 12 else f"{name}: "
-        click.echo(click.wrap_text(f"{value}", width, initial_indent=head, subsequent_indent=" " * 12))
+        echo(click.wrap_text(f"{value}", width, initial_indent=head, subsequent_indent=" " * 12))
 
 
 def _print_adapters(adapters: Any) -> None:
-    click.echo(f"{len(adapters)} adapters:")
+    echo(f"{len(adapters)} adapters:")
     for adapter in adapters:
         shapes = "  ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in adapter.shapes.items()
                            if "bias" not in name and not name.startswith("B"))  # fmt: skip
-        click.echo(f"  {adapter.module}\n      {shapes}")
+        echo(f"  {adapter.module}\n      {shapes}")
 
 
 def _print_checkpoint(info: Any) -> None:
@@ -87,7 +88,7 @@ def _print_artifact(info: Any) -> None:
     if info.adapters:
         _print_adapters(info.adapters)
     else:
-        click.echo(f"adapters inlined for the target {manifest['target']}")
+        echo(f"adapters inlined for the target {manifest['target']}")
 
 
 def _tuning(tuning: dict[str, Any] | None) -> str:

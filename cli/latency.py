@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .console import echo
+
 if TYPE_CHECKING:
     from adakron_export.benchmarking import BenchReport
 
@@ -14,8 +16,8 @@ def print_latency(report: BenchReport) -> None:
     """One row per shape and side, what was opened, then the verdict on the baseline."""
     machine = report.machine
     threads = f"{machine['threads']} threads" if machine["threads"] else "threads: the runtimes' choice"
-    click.echo(f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, {threads}")
-    click.echo(f"{'shape':<8}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}{'texts/s':>9}  speed-up (95 %)")
+    echo(f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, {threads}")
+    echo(f"{'shape':<8}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}{'texts/s':>9}  speed-up (95 %)")
     for row in report.latencies:
         ratio = (
             f"{_times(row.speedup.estimate)}x ({_times(row.speedup.low)}-{_times(row.speedup.high)})"
@@ -23,21 +25,22 @@ def print_latency(report: BenchReport) -> None:
             else ""
         )
         numbers = f"{row.p50_ms:>8.2f}{row.p90_ms:>8.2f}{row.p99_ms:>8.2f}{row.texts_per_second:>9.1f}"
-        click.echo(f"{'x'.join(map(str, row.shape)):<8}{row.side[:13]:<14}{numbers}  {ratio}")
+        echo(f"{'x'.join(map(str, row.shape)):<8}{row.side[:13]:<14}{numbers}  {ratio}")
     _print_loads(report)
     for side in report.sides:
         memory = f", peak {side.peak_mb:.0f} MB" if side.peak_mb else ""
-        click.echo(f"{side.label}: {side.runtime}, opened in {side.load_s:.2f} s{memory}")
+        echo(f"{side.label}: {side.runtime}, opened in {side.load_s:.2f} s{memory}")
     for found in report.regressions:
         slowdown = found.slowdown
         change, low, high = (100 * (value - 1) for value in (slowdown.estimate, slowdown.low, slowdown.high))
-        mark = "" if found.passed else click.style("  FAILED", fg="red", bold=True)
-        click.echo(
-            f"{found.side} at {found.shape}: {change:+.1f} % ({low:+.1f} to {high:+.1f}) since the baseline{mark}"
-        )
+        open_ = click.style("  undecided", fg="yellow") if found.undecided else ""
+        mark = open_ if found.passed else click.style("  FAILED", fg="red", bold=True)
+        echo(f"{found.side} at {found.shape}: {change:+.1f} % ({low:+.1f} to {high:+.1f}) since the baseline{mark}")
+        if found.undecided:
+            echo(click.wrap_text(found.undecided, 80, initial_indent="  ", subsequent_indent="  "))
     if report.regressions:
         verdict = click.style("passed", fg="green") if report.passed else click.style("FAILED", fg="red", bold=True)
-        click.echo(f"latency {verdict}: limit {100 * (report.regressions[0].limit - 1):+.1f} %")
+        echo(f"latency {verdict}: limit {100 * (report.regressions[0].limit - 1):+.1f} %")
 
 
 def _times(value: float) -> str:
@@ -47,9 +50,9 @@ def _times(value: float) -> str:
 def _print_loads(report: BenchReport) -> None:
     if not report.loads:
         return
-    click.echo(f"{'under load':<24}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}  requests/s")
+    echo(f"{'under load':<24}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}  requests/s")
     for row in report.loads:
         load = f"{row.shape[0]}x{row.shape[1]}, {row.scenario}"
         lost = f" {row.unanswered / (row.requests + row.unanswered):4.0%} lost" if row.unanswered else ""
         numbers = f"{row.p50_ms:>8.2f}{row.p90_ms:>8.2f}{row.p99_ms:>8.2f}{row.requests_per_second:>8.1f}"
-        click.echo(f"{load[:23]:<24}{row.side[:13]:<14}{numbers}{lost}")
+        echo(f"{load[:23]:<24}{row.side[:13]:<14}{numbers}{lost}")

@@ -17,6 +17,7 @@ from . import options
 from .bench import bench
 from .check import check
 from .compare import compare
+from .console import echo
 from .convert import convert
 from .doctor import doctor
 from .inspect import inspect
@@ -26,6 +27,11 @@ from .tensorrt import tensorrt
 from .train import train
 from .tune import tune
 from .validate import validate
+
+_UNFORESEEN = (
+    "error: this was not foreseen, and is a fault of adakron-export. Please report it with the lines above, the "
+    "command, and what `adakron-export doctor` prints (README, Help)"
+)
 
 
 class _Group(click.Group):
@@ -38,25 +44,36 @@ class _Group(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except (AdaKronError, ModuleNotFoundError) as error:
-            told = missing_package(error) if isinstance(error, ModuleNotFoundError) else error
-            if told is None:
-                raise
-            if ctx.params.get("debug"):
-                click.echo(traceback.format_exc(), err=True)
-            click.echo(f"error: {told}", err=True)
-            sys.exit(2)
+        except (click.exceptions.Exit, click.ClickException, click.Abort):
+            raise
         except KeyboardInterrupt:
-            click.echo("stopped; nothing was written", err=True)
+            echo("stopped; nothing was written", err=True)
             sys.exit(130)
-        except MemoryError:
-            click.echo("error: not enough memory for this model or batch", err=True)
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno == errno.EPIPE:
+                raise  # click ends quietly on a closed pipe
+            told = _told(error)
+            if ctx.params.get("debug") or told is None:
+                echo(traceback.format_exc(), err=True)
+            if told is None:
+                echo(_UNFORESEEN, err=True)
+                sys.exit(3)
+            echo(f"error: {told}", err=True)
             sys.exit(2)
-        except OSError as error:
-            if ctx.params.get("debug") or error.errno in (None, errno.EPIPE):  # click ends quietly on a closed pipe
-                raise
-            click.echo(f"error: {error.filename or ''}: {error.strerror}", err=True)
-            sys.exit(2)
+
+
+def _told(error: Exception) -> str | None:
+    """What to tell of an error whose cause the user can mend; ``None`` where it was not foreseen."""
+    if isinstance(error, ModuleNotFoundError) and not isinstance(error, AdaKronError):
+        missing = missing_package(error)
+        return None if missing is None else str(missing)
+    if isinstance(error, AdaKronError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return "not enough memory for this model or batch"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{error.filename or 'a file'}: {error.strerror}"
+    return None
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -65,7 +82,8 @@ class _Group(click.Group):
 def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
     """Take transformers with AdaKron adapters to ONNX, and prove that nothing changed.
 
-    Exit code 0: done and held. 1: ran, and the check failed. 2: the input or the environment is at fault.
+    Exit code 0: done and held. 1: ran, and the check failed. 2: the input or the environment is at fault. 3: a fault
+    of this program.
     """
 
 

@@ -10,6 +10,7 @@ import click
 from adakron_export.artifact import LAYOUTS, TARGETS
 
 from . import options
+from .console import echo
 
 
 @click.command()
@@ -65,19 +66,19 @@ def _print(result: Any) -> None:
 
     for row in result.attempts:
         outcome = "held" if row.held else "not good enough"
-        click.echo(f"{row.label:<34}{row.metric} {row.candidate:.4f} (eager {row.reference:.4f}), "
+        echo(f"{row.label:<34}{row.metric} {row.candidate:.4f} (eager {row.reference:.4f}), "
                    f"{row.flips} of {row.examples} changed, {options.size(row.size_bytes)}: {outcome}")  # fmt: skip
     if result.parity is not None:
         print_parity(result.parity)
     if not result.written:
-        click.echo(f"{result.folder} was not written; --force writes it all the same, and --atol and "
+        echo(f"{result.folder} was not written; --force writes it all the same, and --atol and "
                    "--max-accuracy-drop set other limits")  # fmt: skip
         return
     from adakron_export.artifact import files_of
 
-    click.echo(f"wrote {result.folder}")
+    echo(f"wrote {result.folder}")
     for name in files_of(result.folder):
-        click.echo(f"  {name:<28}{options.size((result.folder / name).stat().st_size):>10}")
+        echo(f"  {name:<28}{options.size((result.folder / name).stat().st_size):>10}")
     if result.parity is None:
-        click.echo("not validated")
-    click.echo(f"next: adakron-export inspect {result.folder}")
+        echo("not validated")
+    echo(f"next: adakron-export inspect {result.folder}")

@@ -17,6 +17,8 @@ from adakron_export.device import Device
 from adakron_export.errors import AdaKronError
 from adakron_export.tasks import SYNONYMS, Task
 
+from .console import echo
+
 backbone = click.option("--backbone", metavar="DIR_OR_ID", help="The backbone; by default what the checkpoint names.")
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what is there, at the end, in one step.")
@@ -74,7 +76,7 @@ def write_report(folder: str | None, path: str, **parts: Any) -> None:
 
     words = click.get_current_context().meta["adakron_export.arguments"]
     content = report.report_content(repeat=shlex.join(["adakron-export", *words]), subject=subject_of(path), **parts)
-    click.echo(f"report: {report.write_report(folder, content)}", err=True)
+    echo(f"report: {report.write_report(folder, content)}", err=True)
 
 
 def check_push(repository: str | None, *, private: bool) -> None:
@@ -90,7 +92,7 @@ def push(folder: Path, repository: str | None, *, private: bool) -> None:
     from adakron_export import push_to_hub as upload
 
     address = upload(folder, repository, private=private, progress=stage_printer())
-    click.echo(f"pushed to {address}", err=True)
+    echo(f"pushed to {address}", err=True)
 
 
 def read_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
@@ -112,7 +114,7 @@ def stage_printer() -> Callable[[str], None]:
     def show(stage: str) -> None:
         if is_first_process():
             indented = stage.replace("\n", "\n" + " " * 10)
-            click.echo(f"{time.perf_counter() - start:6.1f} s  {indented}", err=True)
+            echo(f"{time.perf_counter() - start:6.1f} s  {indented}", err=True)
 
     return show
 

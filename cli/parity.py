@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from .console import echo
+
 if TYPE_CHECKING:
     from adakron_export.validation.accuracy import AccuracyReport
     from adakron_export.validation.divergence import Divergence
@@ -18,33 +20,34 @@ _SHOWN_FLIPS = 5
 
 def print_parity(report: ParityReport) -> None:
     """One row per batch and output, then the verdict."""
-    click.echo(f"{report.candidate} against {report.reference}")
-    click.echo(f"{'batch':<18}{'shape':>8}  {'output':<19}{'max error':>10}{'limit':>9}{'1-cos':>9}")
+    echo(f"{report.candidate} against {report.reference}")
+    echo(f"{'batch':<18}{'shape':>8}  {'output':<19}{'max error':>10}{'limit':>9}{'1-cos':>9}")
     for row in _shown(report.rows):
         _print_row(row)
     for note in report.notes:
-        click.echo(f"note: {note}")
+        echo(f"note: {note}")
     _print_identity(report)
     if report.accuracy:
         _print_accuracy(report.accuracy)
     if report.overflow:
-        click.echo(f"overflow: {report.overflow}")
+        echo(f"overflow: {report.overflow}")
     if report.divergence:
         _print_divergence(report.divergence)
     verdict = click.style("passed", fg="green") if report.passed else click.style("FAILED", fg="red", bold=True)
     error = f"largest absolute error {report.max_abs_error:.2e}" if report.rows else "nothing could be compared"
-    click.echo(f"parity {verdict}: {error}")
+    echo(f"parity {verdict}: {error}")
     if report.repeat:
-        click.echo(f"repeat: {report.repeat}")
+        echo(f"repeat: {report.repeat}")
 
 
 def _print_identity(report: ParityReport) -> None:
     for mismatch in report.mismatches:
-        click.echo(f"{click.style('not comparable', fg='red', bold=True)}: {mismatch}")
+        echo(f"{click.style('not comparable', fg='red', bold=True)}: {mismatch}")
     if report.weights:
         for change in report.weights.changed:
-            click.echo(f"weights {click.style('FAILED', fg='red', bold=True)}: {change}")
-        click.echo(f"weights: {report.weights.describe()}")
+            echo(f"weights {click.style('FAILED', fg='red', bold=True)}: {change}")
+        text = f"weights: {report.weights.describe()}"
+        echo(click.wrap_text(text, 80, subsequent_indent="  "))
 
 
 def _shown(rows: Sequence[OutputParity]) -> list[OutputParity]:
@@ -55,37 +58,37 @@ def _shown(rows: Sequence[OutputParity]) -> list[OutputParity]:
 
 
 def _print_accuracy(found: AccuracyReport) -> None:
-    click.echo(f"{found.source}: {found.examples} texts")
+    echo(f"{found.source}: {found.examples} texts")
     for pair in found.metrics:
         name, values = f"  {pair.metric:<24}", f"{pair.reference:>9.4f}{pair.candidate:>9.4f}{pair.difference:>+9.4f}"
-        click.echo(name + values)
+        echo(name + values)
     verdict = click.style("passed", fg="green") if found.passed else click.style("FAILED", fg="red", bold=True)
     drop = max(0.0, found.drop)
-    click.echo(f"accuracy {verdict}: {found.metrics[0].metric} is {drop:.4f} worse (limit {found.max_drop:g}), "
+    echo(f"accuracy {verdict}: {found.metrics[0].metric} is {drop:.4f} worse (limit {found.max_drop:g}), "
                f"{len(found.flips)} answers changed")  # fmt: skip
     for flip in found.flips[:_SHOWN_FLIPS]:
-        click.echo(f"  {flip.place}: {flip.reference} became {flip.candidate} (label {flip.label}): {flip.text[:40]}")
+        echo(f"  {flip.place}: {flip.reference} became {flip.candidate} (label {flip.label}): {flip.text[:40]}")
     if len(found.flips) > _SHOWN_FLIPS:
-        click.echo(f"  and {len(found.flips) - _SHOWN_FLIPS} more; --json lists all")
+        echo(f"  and {len(found.flips) - _SHOWN_FLIPS} more; --json lists all")
 
 
 def _print_row(row: OutputParity) -> None:
     shape, cosine = "x".join(map(str, row.shape)), row.value("cosine")
     limit = next(check.limit for check in row.checks if check.metric == "max_abs_error")
     angle = "-" if cosine is None else f"{max(0.0, 1 - cosine):.1e}"
-    click.echo(f"{row.batch:<18}{shape:>8}  {row.output:<19}{row.max_abs_error:>10.1e}{limit:>9.1e}{angle:>9}")
+    echo(f"{row.batch:<18}{shape:>8}  {row.output:<19}{row.max_abs_error:>10.1e}{limit:>9.1e}{angle:>9}")
     if not row.passed:
         failed = [*row.failed, *([f"{row.non_finite} values are not finite"] if row.non_finite else [])]
-        click.echo(f"  {click.style('FAILED', fg='red', bold=True)}: {', '.join(failed)}")
+        echo(f"  {click.style('FAILED', fg='red', bold=True)}: {', '.join(failed)}")
 
 
 def _print_divergence(found: Divergence) -> None:
-    click.echo(f"divergence: {found.describe()}")
+    echo(f"divergence: {found.describe()}")
     first = next((index for index, layer in enumerate(found.layers) if layer.diverges), None)
     if first is None:
         return
-    click.echo(f"  {'layer':<52}{'error':>10}{'limit':>10}")
+    echo(f"  {'layer':<52}{'error':>10}{'limit':>10}")
     for layer in found.layers[max(0, first - 2) : first + _SHOWN_LAYERS]:
         name = layer.layer if len(layer.layer) <= 50 else "..." + layer.layer[-47:]
         mark = " <" if layer.layer == found.layer else ""
-        click.echo(f"  {name:<52}{layer.error:>10.1e}{layer.limit:>10.1e}{mark}")
+        echo(f"  {name:<52}{layer.error:>10.1e}{layer.limit:>10.1e}{mark}")

@@ -10,8 +10,10 @@ from typing import Any
 import click
 
 from adakron_export.errors import AdaKronError
+from adakron_export.reporting.terminal import one_line
 
 from . import options
+from .console import echo
 
 _SHOWN_NUMBERS = 6
 
@@ -69,15 +71,15 @@ def predict(
     if output:
         lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
         write_text(Path(output), lines)
-        click.echo(f"wrote {len(rows)} results to {output}")
+        echo(f"wrote {len(rows)} results to {output}")
     elif as_json:
         options.print_json(rows)
     else:
         for row in rows:
             given = row.get("image") or row["text"]
-            click.echo(given if isinstance(given, str) else " | ".join(given))
+            echo(one_line(given if isinstance(given, str) else " | ".join(given)))
             for line in _lines(row["result"]):
-                click.echo(f"    {line}")
+                echo(f"    {line}")
 
 
 def _said(texts: tuple[str, ...], pairs: tuple[str, ...]) -> list[Any]:
@@ -97,4 +99,4 @@ def _lines(result: Any) -> list[str]:
         return [result["generated_text"]]
     name = next(result[key] for key in ("label", "entity_group", "token_str", "answer") if key in result)
     where = f"  {result['word']!r} ({result['start']}-{result['end']})" if "word" in result else ""
-    return [f"{name}  {result['score']:.3f}{where}"]
+    return [f"{one_line(str(name))}  {result['score']:.3f}{where}"]

@@ -11,6 +11,7 @@ import click
 from adakron_export.quantities import parse_shape, parse_shapes
 
 from . import options
+from .console import echo
 
 _shape = options.read_by(parse_shape)
 
@@ -70,8 +71,8 @@ def tensorrt(
     if as_json:
         options.print_json({"folder": output, "engine_bytes": result.engine_bytes, **asdict(manifest)})
         return
-    click.echo(f"wrote {output}: {manifest.flavor} {manifest.version}, {manifest.dtype}, {manifest.layers} layers, "
+    echo(f"wrote {output}: {manifest.flavor} {manifest.version}, {manifest.dtype}, {manifest.layers} layers, "
                f"{options.size(result.engine_bytes)}, built in {manifest.build_seconds:.1f} s")  # fmt: skip
     for profile in manifest.profiles:
-        click.echo(f"profile: {profile[0]} to {profile[2]}, tuned for {profile[1]}")
-    click.echo(f"the same without this package: {manifest.command}")
+        echo(f"profile: {profile[0]} to {profile[2]}, tuned for {profile[1]}")
+    echo(f"the same without this package: {manifest.command}")

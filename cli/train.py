@@ -12,6 +12,7 @@ import click
 from adakron_export.training.recipe import Recipe, setting_type
 
 from . import options
+from .console import echo
 
 # torchrun takes --r for an abbreviation of its own options.
 _NAMES = {"r": ("--r", "--adapter-size")}
@@ -82,7 +83,7 @@ def train(
     try:
         result = run(recipe, output, resume=resume, overwrite=overwrite, progress=options.stage_printer(), bar=True)
     except KeyboardInterrupt:
-        click.echo(f"\nstopped and saved; go on with: adakron-export train -o {output} --resume", err=True)
+        echo(f"\nstopped and saved; go on with: adakron-export train -o {output} --resume", err=True)
         sys.exit(130)
     if not options.is_first_process():
         return
@@ -91,11 +92,11 @@ def train(
         options.print_json(result.to_json())
         return
     for name, value in result.metrics.items():
-        click.echo(f"{name.replace('_', ' '):<22}{value:.4f}{'  (decides)' if name == result.metric else ''}")
+        echo(f"{name.replace('_', ' '):<22}{value:.4f}{'  (decides)' if name == result.metric else ''}")
     speed = f", {result.samples_per_second:.0f} texts per second" if result.samples_per_second else ""
-    click.echo(f"best at step {result.best_step} of {result.steps}{speed}")
-    click.echo(f"wrote {result.folder}")
-    click.echo(f"next: adakron-export onnx {result.folder} -o ARTIFACT")
+    echo(f"best at step {result.best_step} of {result.steps}{speed}")
+    echo(f"wrote {result.folder}")
+    echo(f"next: adakron-export onnx {result.folder} -o ARTIFACT")
 
 
 def _recipe(output: str, config: str | None, given: dict[str, Any], *, resume: bool) -> Recipe | None:

@@ -9,6 +9,7 @@ import click
 from adakron_export.quantities import parse_seconds, parse_shapes
 
 from . import options
+from .console import echo
 
 
 @click.command()
@@ -33,8 +34,8 @@ def tune(artifact: str, *, as_json: bool, **settings: Any) -> None:
     for row in report.tried:
         speedup = row.speedup
         interval = f"{speedup.estimate:.3f}x  ({speedup.low:.3f} to {speedup.high:.3f})"
-        click.echo(f"{row.label:<28}{interval}{'  taken' if row.taken else ''}")
+        echo(f"{row.label:<28}{interval}{'  taken' if row.taken else ''}")
     if report.tuning is None:
-        click.echo("nothing is faster for certain: the artifact stays as it was exported")
+        echo("nothing is faster for certain: the artifact stays as it was exported")
     else:
-        click.echo(f"together {report.tuning.speedup:.3f}x faster; written into {report.folder}")
+        echo(f"together {report.tuning.speedup:.3f}x faster; written into {report.folder}")

@@ -70,7 +70,7 @@ def test_the_layout_of_transformers_js(cli, tmp_path, demo_artifact, dtype, file
     assert (out / "onnx" / file).is_file()
     assert not (out / "model.onnx").exists()
     assert json.loads((out / "config.json").read_text())["transformers.js_config"] == {"dtype": name}
-    assert open_artifact(out).changed_files() == []
+    open_artifact(out).check()
     answers = [cli("predict", folder, "--text", "It works").stdout.split()[0] for folder in (out, demo_artifact)]
     assert answers[0] == answers[1]
     refused = cli("onnx", DEMO, "-o", tmp_path / "bf16", "--dtype", "bf16", "--layout", "transformers.js", code=2)

@@ -155,7 +155,7 @@ def test_one_changed_weight_is_caught(tmp_path):
     values[1, 5] += 0.01
     weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
     onnx.save(model, tmp_path / "out/model.onnx")
-    with pytest.raises(ArtifactError, match="changed since it was exported: model.onnx"):
+    with pytest.raises(ArtifactError, match="changed since it was written: model.onnx"):
         open_runner(tmp_path / "out")
     manifest = json.loads((tmp_path / "out/adakron_export.json").read_text())
     manifest["files"]["model.onnx"] = sha256_of(tmp_path / "out/model.onnx")

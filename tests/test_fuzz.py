@@ -88,7 +88,7 @@ def test_mutated_graphs_that_are_signed_again(demo_artifact, tmp_path, capfd):
         (folder / "model.onnx").write_bytes(mutate(right, random.Random(seed)))
         write_manifest(folder, manifest)
         counts[outcome(folder, seed, "model.onnx")] += 1
-    assert counts["RunnerError"] > 20
+    assert counts["RunnerError"] + counts["ArtifactError"] > 20
     assert capfd.readouterr().out == ""  # stdout is for results
 
 
@@ -143,5 +143,5 @@ def test_every_file_of_an_artifact_is_guarded(damage, demo_artifact, tmp_path):
             continue
         folder = shutil.copytree(demo_artifact, tmp_path / file.name)
         damage(folder / file.name)
-        with pytest.raises(ArtifactError, match=f"changed since it was exported: {file.name}"):
+        with pytest.raises(ArtifactError, match=f"changed since it was written: {file.name}"):
             open_artifact(folder)

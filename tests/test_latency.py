@@ -1,5 +1,6 @@
 """Latencies, their ratios, and the guard: what is decided is tested, never how fast this machine is."""
 
+import hashlib
 import json
 from itertools import count
 from time import perf_counter
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from adakron_export import bench, export_onnx
+from adakron_export.benchmarking import BenchReport
 from adakron_export.errors import ArtifactError, RunnerError
 from adakron_export.quantities import parse_shapes
 from adakron_export.validation.baseline import read_baseline, regressions, save_baseline
@@ -85,23 +87,87 @@ def test_baselines_are_kept_and_those_of_other_machines_refused(tmp_path):
     assert read_baseline(path, machine=elsewhere, other_machine=True) == ratios(0.4)
 
 
+def edited_baseline(path, **changes):
+    save_baseline(path, ratios(0.4), machine=MACHINE, versions={})
+    content = json.loads(path.read_text())
+    rows = content["rows"]
+    rows[0] |= {name: value for name, value in changes.items() if name in rows[0]}
+    content |= {name: value for name, value in changes.items() if name not in rows[0]}
+    del content["sha256"]
+    content["sha256"] = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    path.write_text(json.dumps(content))
+
+
+ROW = {"side": "out", "shape": "1x16", "ratios": [0.4] * 9}
+
+
 @pytest.mark.parametrize(
-    "content",
+    "changes",
     [
-        "",
-        "[]",
-        "{}",
-        '{"format_version": 2, "machine": {}, "rows": []}',
-        '{"format_version": 1, "machine": {}, "rows": []}',
-        '{"format_version": 1, "machine": {}, "rows": [{"side": "a", "shape": "1x1", "ratios": [-1]}]}',
-        '{"format_version": 1, "machine": {}, "rows": [{"side": "a", "shape": "1x1", "ratios": ["x"]}]}',
-        '{"format_version": 1, "machine": 3, "rows": [{"side": "a"}]}',
+        {"ratios": [-1.0] * 9},
+        {"ratios": ["x"] * 9},
+        {"ratios": [0.4] * 4},
+        {"ratios": [1e-3] * 9},
+        {"ratios": [1e3] * 9},
+        {"ratios": [float("nan")] * 9},
+        {"rows": []},
+        {"rows": [ROW, ROW]},
+        {"rows": [{**ROW, "shape": 3}]},
+        {"machine": 3},
+        {"format_version": 1},
+        {"format_version": 3},
+        {"colour": 3},
     ],
 )
+def test_impossible_baselines_are_refused(tmp_path, changes):
+    edited_baseline(tmp_path / "baseline.json", **changes)
+    with pytest.raises(RunnerError, match=r"not a baseline|has a side twice"):
+        read_baseline(tmp_path / "baseline.json", machine=MACHINE)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "[" * 5000, '{"format_version": ' + "9" * 5000 + "}"])
 def test_files_that_are_no_baseline(tmp_path, content):
     (tmp_path / "baseline.json").write_text(content)
     with pytest.raises(RunnerError, match="not a baseline"):
         read_baseline(tmp_path / "baseline.json", machine=MACHINE)
+
+
+def found_in(rounds, *, slower=1.3, noise=0.2, runs=300):
+    """How often a slowdown is found with so many rounds, and what power is said."""
+    rng = np.random.default_rng(5)
+    flagged, powers = 0, []
+    for _ in range(runs):
+        then = {("out", "1x16"): list(0.4 * rng.lognormal(0, noise, size=3 * rounds))}
+        now = {("out", "1x16"): list(0.4 * slower * rng.lognormal(0, noise, size=rounds))}
+        (row,) = regressions(now, then, max_regression=0.15)
+        flagged += not row.passed
+        powers.append(row.power)
+    return flagged / runs, float(np.median(powers))
+
+
+def test_the_power_is_about_what_it_is_said_to_be():
+    few, said_of_few = found_in(5)
+    many, said_of_many = found_in(25)
+    assert said_of_few < 0.8 < said_of_many
+    assert said_of_many == pytest.approx(many, abs=0.1)
+    assert few < many
+
+
+def test_too_few_rounds_are_undecided_and_strict_fails_them():
+    few = {("out", "1x16"): [0.3, 0.5, 0.41, 0.35, 0.45]}
+    (row,) = regressions(few, ratios(0.4), max_regression=0.05)
+    assert row.passed
+    assert "10 % more time would be seen in" in row.undecided
+    (sure,) = regressions(ratios(0.4, seed=2), ratios(0.4), max_regression=0.05)
+    assert sure.undecided is None
+    for strict in (False, True):
+        assert BenchReport("eager", (), (), {}, {}, regressions=(row,), strict=strict).passed is not strict
+        assert BenchReport("eager", (), (), {}, {}, regressions=(sure,), strict=strict).passed
+
+
+def test_a_baseline_that_is_far_too_slow_decides_nothing():
+    (row,) = regressions(ratios(0.4), ratios(4.0), max_regression=0.05)
+    assert "out of date" in row.undecided
 
 
 def test_bench_measures_saves_and_guards(cli, demo_artifact, tmp_path):
@@ -121,8 +187,12 @@ def test_bench_measures_saves_and_guards(cli, demo_artifact, tmp_path):
     assert content["latencies"][0]["speedup"] is None
 
     for row in saved["rows"]:
-        row["ratios"] = [ratio / 100 for ratio in row["ratios"]]
+        row["ratios"] = [ratio / 3 for ratio in row["ratios"]]
     (tmp_path / "fast.json").write_text(json.dumps(saved))
+    refused = cli("bench", demo_artifact, *common, "--baseline", tmp_path / "fast.json", code=2)
+    assert "was edited since it was measured" in refused.stderr
+    ratios_then = {(row["side"], row["shape"]): row["ratios"] for row in saved["rows"]}
+    save_baseline(tmp_path / "fast.json", ratios_then, machine=saved["machine"], versions={})
     failed = cli("bench", demo_artifact, *common, "--baseline", tmp_path / "fast.json", code=1)
     assert "latency FAILED" in failed.stdout
     assert failed.stderr.count("measure again in new processes") == 2

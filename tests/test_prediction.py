@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, pipeline
 
-from adakron_export import export_onnx, load_model, predict
+from adakron_export import export_onnx, load_model, open_artifact, predict
+from adakron_export.artifact import write_manifest
 from adakron_export.errors import AdaKronError
 from adakron_export.tasks import Task
 from conftest import DEMO
@@ -150,6 +151,7 @@ def test_embeddings_are_those_of_the_mean(tmp_path):
 def test_a_sentence_is_cut_where_sentence_transformers_cuts_it(tmp_path):
     artifact, model = exported(tmp_path, "bert", Task.FEATURE_EXTRACTION)
     (artifact / "sentence_bert_config.json").write_text('{"max_seq_length": 5, "do_lower_case": false}')
+    write_manifest(artifact, open_artifact(artifact, wait=False).manifest)
     found = predict(artifact, TEXTS[:1])[0]
     tokens = AutoTokenizer.from_pretrained(artifact)(TEXTS[0], return_tensors="pt", truncation=True, max_length=5)
     with torch.no_grad():
@@ -175,7 +177,7 @@ def test_every_stop_token_of_the_generation_settings_stops(tmp_path):
     assert len(free.split()) > len(TEXTS[0].split())
     settings = json.loads((artifact / "generation_config.json").read_text())
     (artifact / "generation_config.json").write_text(json.dumps({**settings, "eos_token_id": list(range(720))}))
-    with pytest.raises(AdaKronError, match="changed since it was exported"):
+    with pytest.raises(AdaKronError, match="changed since it was written"):
         predict(artifact, TEXTS[:1])
 
 

@@ -207,7 +207,7 @@ def test_damaged_folders(engine, tmp_path):
     with pytest.raises(EngineError, match="no engine"):
         open_engine(tmp_path)
     for name, change, message in [
-        ("model.engine", lambda data: data[:-1] + b"x", "changed since it was built: model.engine"),
+        ("model.engine", lambda data: data[:-1] + b"x", "changed since it was written: model.engine"),
         ("adakron_engine.json", lambda data: data[:50], "not a readable manifest"),
         ("adakron_engine.json", lambda data: data.replace(b'"flavor"', b'"flavour"'), "not a readable manifest"),
         ("adakron_engine.json", lambda data: data.replace(b'"config.json"', b'"../x"'), "names files outside"),
@@ -225,7 +225,7 @@ def test_what_is_not_ours_is_not_replaced(demo_artifact, tmp_path):
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(EngineError, match="would be replaced"):
         export_engine(demo_artifact, tmp_path / "out", flavor="rtx")
-    with pytest.raises(ArtifactError, match="changed since it was exported"):
+    with pytest.raises(ArtifactError, match="changed since it was written"):
         broken = tmp_path / "broken"
         shutil.copytree(demo_artifact, broken)
         (broken / "model.onnx").write_bytes(b"")

@@ -21,6 +21,7 @@ from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from adakron_export.adapter import hub
+from adakron_export.adapter.bounds import check_config_file, check_finite, check_patterns, check_tensors_of_file
 from adakron_export.adapter.config import PEFT_TYPE, AdaKronConfig
 from adakron_export.adapter.leftovers import check_leftovers, check_settings
 from adakron_export.adapter.reference import PARTIAL_NAME, is_reference_name
@@ -144,15 +145,16 @@ def load_config(checkpoint: Checkpoint) -> PretrainedConfig:
     beside = not checkpoint.is_reference and (checkpoint.path / "config.json").is_file()
     source = checkpoint.path if beside else checkpoint.backbone_folder
     with told_as(BackboneError, f"backbone {str(source)!r} cannot be loaded"):
-        return read_config(source)
+        return read_config(source, checkpoint.backbone_folder)
 
 
-def read_config(folder: Path) -> PretrainedConfig:
-    """A configuration, without settings that say how a machine computes and change nothing of what comes out.
+def read_config(folder: Path, weights: Path) -> PretrainedConfig:
+    """A configuration that fits the weights in a folder, without settings that change nothing of what comes out.
 
     Kernels of attention that are not installed would be refused, chunks of the FFN limit the length of texts, and
     tuples have no names.
     """
+    check_config_file(folder, weight_files(weights))
     config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False, attn_implementation=None)
     config._attn_implementation = None
     config.return_dict = True
@@ -192,6 +194,7 @@ def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task)
         if bars:
             transformers_logging.enable_progress_bar()
     check_leftovers(name, model, info["unexpected_keys"])
+    check_finite(name, model)
     if task is Task.TEXT_GENERATION:
         _check_causal(name, model)
     model.name_or_path = name  # what PEFT writes down, also where the hub's cache holds it
@@ -229,6 +232,11 @@ def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     task = task or infer_task(config, peft_task=settings.get("task_type"))
     model, new = load_backbone(checkpoint.backbone, checkpoint.backbone_folder, config, task)
     embeddings = _resize_embeddings(model, tensors)
+    names = [name for name, _ in model.named_modules()]
+    patterns = [settings.get(name) for name in ("target_modules", "exclude_modules", "layers_pattern")]
+    ranks = settings.get("rank_pattern")
+    check_patterns([*patterns, *(ranks if isinstance(ranks, dict) else ())], names, CheckpointError,
+                   str(checkpoint.path / ADAPTER_CONFIG))  # fmt: skip
     with told_as(CheckpointError, f"{checkpoint.path / ADAPTER_CONFIG} does not fit the backbone"):
         adapter = AdaKronConfig.from_pretrained(str(checkpoint.path))
         adapter.inference_mode = True
@@ -282,6 +290,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
         tensors: dict[str, Tensor] = load_file(path)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file ({error})") from error
+    check_tensors_of_file(path, tensors)
     return tensors
 
 

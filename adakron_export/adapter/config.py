@@ -20,6 +20,7 @@ class AdaKronType(str, Enum):  # noqa: UP042 - PEFT takes apart the `str` of suc
 
 
 PEFT_TYPE = AdaKronType.ADAKRON
+_WIDEST, _MOST_EXPERTS = 2**16, 1024
 _CARD_SECTION = """
 ## Load it
 
@@ -140,8 +141,9 @@ def _whole(value: Any, name: str) -> int:
         number = operator.index(value)
     except TypeError:
         number = 0
-    if number < 1 or isinstance(value, bool):
-        raise AdapterConfigError(f"{name} is {value!r}; it must be a whole number of at least 1")
+    most = _MOST_EXPERTS if name == "num_experts" else _WIDEST
+    if not 1 <= number <= most or isinstance(value, bool):
+        raise AdapterConfigError(f"{name} is {value!r:.40}; it must be a whole number from 1 to {most}")
     return number
 
 

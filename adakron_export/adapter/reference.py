@@ -15,11 +15,11 @@ from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from pickle import UnpicklingError
 
 import torch
 from torch import Tensor
 
+from adakron_export.adapter.bounds import check_tensors_of_file
 from adakron_export.adapter.config import KronOrder
 from adakron_export.errors import CheckpointError, first_few
 
@@ -118,10 +118,10 @@ def read_reference(path: Path) -> ReferenceFile:
 def _read_state(path: Path) -> dict[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # the reader of pickles raises whatever its bytes lead it to
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
         raise CheckpointError(
-            f"{path}: not a file of plain tensors that can be read safely "
-            f"({str(error).splitlines()[0][:160]}); nothing in it was executed"
+            f"{path}: not a file of plain tensors that can be read safely ({reason}); nothing in it was executed"
         ) from error
     if isinstance(state, dict) and isinstance(state.get("model_state_dict"), dict):
         state = state["model_state_dict"]
@@ -130,7 +130,9 @@ def _read_state(path: Path) -> dict[str, Tensor]:
     kept = {key: value for key, value in state.items() if isinstance(value, Tensor)}
     if not kept:
         raise CheckpointError(f"{path}: holds no tensors; its keys begin with {first_few(map(str, state), 3)}")
-    return {str(key): value for key, value in kept.items()}
+    named = {str(key): value for key, value in kept.items()}
+    check_tensors_of_file(path, named)
+    return named
 
 
 def _plain_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -182,6 +184,10 @@ def _assemble(
 def _small(path: Path, owner: str, name: str, nets: Mapping[str, dict[str, Tensor]]) -> Small:
     slots = nets[name]
     experts = 1 + max((int(slot.partition(".")[2]) for slot in slots if "." in slot), default=-1)
+    if experts > len(slots):
+        raise CheckpointError(
+            f"{path}: {owner}.ExpertSoup.{name} has {len(slots)} tensors and an expert {experts - 1}"
+        )
     wanted = [f"{part}.{expert}" for expert in range(max(experts, 1)) for part in ("weight", "bias")]
     missing = [slot for slot in wanted if slot not in slots]
     if missing:

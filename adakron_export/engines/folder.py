@@ -13,17 +13,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import SIGNATURE, TensorInfo, files_of, is_inside, problems_of, read_tensors, sha256_of
+from adakron_export.artifact import (
+    SIGNATURE,
+    Positive,
+    TensorInfo,
+    check_tensors,
+    files_of,
+    is_inside,
+    problems_of,
+    sha256_of,
+)
 from adakron_export.engines.flavors import FLAVORS
 from adakron_export.engines.profiles import Bounds
-from adakron_export.errors import AdaKronError, EngineError
-from adakron_export.json_files import read_object
+from adakron_export.errors import EngineError, RunnerError
+from adakron_export.json_files import read_object, record_of
 from adakron_export.quantities import parse_shape
 from adakron_export.staging import write_text
 
 ENGINE, MANIFEST, LOG = "model.engine", "adakron_engine.json", "build.log"
 FORMAT_VERSION = 1
-_TEXTS = ("flavor", "version", "dtype", "task", "command")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +63,7 @@ class EngineManifest:
     task: str
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
-    max_length: int | None
+    max_length: Positive | None
     profiles: tuple[tuple[str, ...], ...]
     compute_capability: tuple[str, ...]
     options: dict[str, Any]
@@ -127,32 +135,16 @@ def _read(path: Path) -> EngineManifest:
     try:
         content = read_object(path)
         version = content.pop("format_version")
-        read = {
-            "profiles": tuple(tuple(str(shape) for shape in profile) for profile in content["profiles"]),
-            "compute_capability": tuple(map(str, content["compute_capability"])),
-            "inputs": read_tensors(content["inputs"]),
-            "outputs": read_tensors(content["outputs"]),
-        }
-        manifest = EngineManifest(**{**content, **read})
-        names = [*manifest.files, *manifest.source]
-        usable = _is_usable(manifest)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, AdaKronError) as error:
+        if version != FORMAT_VERSION:
+            raise EngineError(f"{path}: format version {version!r:.20}, this release reads {FORMAT_VERSION}")
+        manifest = record_of(content, EngineManifest)
+        check_tensors(manifest.inputs, manifest.outputs)
+        usable = manifest.flavor in FLAVORS and ENGINE in manifest.files and bool(manifest.bounds)
+    except (OSError, ValueError, KeyError, IndexError, RunnerError) as error:
         raise EngineError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error
-    if version != FORMAT_VERSION or not usable:
+    if not usable:
         raise EngineError(f"{path}: not a manifest that this release reads; build the engine again")
-    outside = [name for name in names if not is_inside(name)]
+    outside = [name for name in (*manifest.files, *manifest.source) if not is_inside(name)]
     if outside:
         raise EngineError(f"{path}: names files outside its folder: {', '.join(outside)}")
     return manifest
-
-
-def _is_usable(manifest: EngineManifest) -> bool:
-    longest = manifest.max_length
-    return (
-        all(isinstance(getattr(manifest, name), str) for name in _TEXTS)
-        and manifest.flavor in FLAVORS
-        and isinstance(manifest.options, dict)
-        and (longest is None or type(longest) is int)
-        and ENGINE in manifest.files
-        and bool(manifest.bounds)
-    )

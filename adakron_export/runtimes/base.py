@@ -54,19 +54,25 @@ class Runner(Protocol):
         ...
 
 
-def feed_of(batch: Batch, inputs: Sequence[TensorInfo], max_length: int | None) -> dict[str, Array]:
+def feed_of(
+    batch: Batch, inputs: Sequence[TensorInfo], max_length: int | None, vocab_size: int | None
+) -> dict[str, Array]:
     """The batch as the graph takes it.
 
     Args:
         batch: Every input by name.
         inputs: Of the graph.
         max_length: The longest input, in tokens.
+        vocab_size: Token ids lie below it; some runtimes would read another place of memory for others.
 
     Raises:
         RunnerError: The batch does not fit.
     """
     check_batch(batch, tuple(info.name for info in inputs))
     check_values(batch)
+    largest = int(np.max(batch["input_ids"])) if "input_ids" in batch else 0
+    if vocab_size is not None and largest >= vocab_size:
+        raise RunnerError(f"the batch has the token {largest}; the model's tokens lie below {vocab_size}")
     feed = {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype) for info in inputs}
     tokens = next(iter(feed.values())).shape[1]
     if max_length is not None and "input_ids" in feed and tokens > max_length:
@@ -95,13 +101,17 @@ def check_values(batch: Batch) -> None:
             raise RunnerError(f"the input {name} has {problem}")
 
 
-def pad_of(folder: Path) -> int:
-    """The token that fills short texts, by the model's configuration; any where it has none and the mask hides it."""
+def tokens_of(folder: Path) -> tuple[int, int | None]:
+    """The token that fills short texts, and how many tokens there are, by the model's configuration.
+
+    The first is any where there is none and the mask hides it; the second ``None`` where the configuration lacks it.
+    """
     try:
         config = read_object(folder / "config.json")
     except (OSError, ValueError):
-        return 0
-    return padding_id(config) or 0
+        return 0, None
+    size = config.get("vocab_size")
+    return padding_id(config) or 0, size if isinstance(size, int) and size > 0 else None
 
 
 def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:

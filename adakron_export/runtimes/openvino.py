@@ -11,7 +11,7 @@ from adakron_export.artifact import Artifact
 from adakron_export.device import Device
 from adakron_export.errors import RunnerError
 from adakron_export.extras import require
-from adakron_export.runtimes.base import Array, Batch, feed_of, pad_of
+from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
@@ -33,7 +33,7 @@ class OpenVinoRunner:
     def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
         ov = require("openvino", extra="openvino")
         self.manifest = manifest = artifact.manifest
-        self.pad_id = pad_of(artifact.folder)
+        self.pad_id, self._vocab_size = tokens_of(artifact.folder)
         if manifest.float_dtype not in _PRECISIONS or (manifest.dtype == "int8" and not manifest.calibrated_on):
             raise RunnerError(
                 f"{artifact.folder} is in {manifest.dtype} for {manifest.target}, which OpenVINO computes slowly or "
@@ -60,14 +60,14 @@ class OpenVinoRunner:
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
-        feed = feed_of(batch, self.manifest.inputs, self.manifest.max_length)
+        feed = feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
         with self._turn:
             self._infer(self._request, feed)
             return {name: self._request.get_tensor(name).data.copy() for name in self.output_names}
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run with a request of its own; see `Runner.prepare`."""
-        feed = feed_of(batch, self.manifest.inputs, self.manifest.max_length)
+        feed = feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
         request = self._compiled.create_infer_request()
 
         def once() -> float:

@@ -15,7 +15,7 @@ from adakron_export.device import Device
 from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
 from adakron_export.machine import describe_machine
-from adakron_export.runtimes.base import Array, Batch, feed_of, pad_of
+from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
 from adakron_export.runtimes.huge_pages import huge_pages
 from adakron_export.runtimes.integer_sums import saturates
 
@@ -57,7 +57,7 @@ class OrtRunner:
     ) -> None:  # fmt: skip
         self.manifest = artifact.manifest
         self.device = device
-        self.pad_id = pad_of(artifact.folder)
+        self.pad_id, self._vocab_size = tokens_of(artifact.folder)
         tuning = _tuning_here(self.manifest) if device is Device.CPU else None
         options = _session_options(threads, tuning, optimize=optimize)
         if device is Device.CPU and saturates():
@@ -111,7 +111,7 @@ class OrtRunner:
         return options
 
     def _feed(self, batch: Batch) -> dict[str, Array]:
-        return feed_of(batch, self.manifest.inputs, self.manifest.max_length)
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
 
     def _guarded(self, run: Callable[[], Any]) -> Any:
         try:

@@ -15,7 +15,7 @@ from adakron_export.engines.folder import EngineFolder
 from adakron_export.engines.loading import LoadedEngine, load_engine
 from adakron_export.engines.profiles import Shape, bounds_text, choose_profile, shape_text, tensor_shape
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch, feed_of, pad_of
+from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
 
 _RECORDED_SHAPES = 16  # each keeps a context, with memory for its activations
 
@@ -38,7 +38,7 @@ class TensorRTRunner:
 
     def __init__(self, folder: EngineFolder, *, cuda_graphs: bool = False) -> None:
         self.manifest = folder.manifest
-        self.pad_id = pad_of(folder.folder)
+        self.pad_id, self._vocab_size = tokens_of(folder.folder)
         self._loaded = load_engine(folder)
         self._memory = _GpuMemory()
         self._by_itself = cuda_graphs and self.manifest.flavor == "rtx"
@@ -77,7 +77,7 @@ class TensorRTRunner:
         return once
 
     def _feed(self, batch: Batch) -> dict[str, Array]:
-        return feed_of(batch, self.manifest.inputs, self.manifest.max_length)
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
 
     def _shape(self, feed: Mapping[str, Array]) -> Shape:
         """Texts and tokens; images have no tokens, and those of a profile mean nothing to them."""

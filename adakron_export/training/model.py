@@ -125,7 +125,7 @@ def load_trainable(source: BackboneSource, recipe: Recipe, task: Task, labels: L
         BackboneError: It cannot be loaded, or adapters cannot sit in it.
     """
     with told_as(BackboneError, f"backbone {source.name!r} cannot be loaded"):
-        config = read_config(source.folder)
+        config = read_config(source.folder, source.folder)
     config = make_config(config, task, labels, tokenizer)
     with dropout_of(config, recipe.dropout):
         model, new = load_backbone(source.name, source.folder, config, task)

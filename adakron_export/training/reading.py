@@ -23,6 +23,8 @@ SUFFIXES = (*KINDS, *(f"{kind}.gz" for kind in KINDS if kind != ".parquet"))
 TRAIN_NAMES = ("train",)
 EVAL_NAMES = ("dev", "validation", "valid", "val", "eval", "test")
 _DOCUMENT = "-DOCSTART-"
+_LARGEST_TEXT = 2**30  # bytes, unpacked
+_PARQUET_ROWS = 256  # that are unpacked at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +174,19 @@ def _read_file(file: Path, settings: TableSettings) -> Rows:
 
 def _read_parquet(file: Path, _: TableSettings) -> Rows:
     parquet = require("pyarrow.parquet", extra="train")
+    table: dict[str, list[Any]] = {}
+    held = 0
     try:
-        table = parquet.read_table(file).to_pydict()
+        with parquet.ParquetFile(file) as opened:
+            table = {name: [] for name in opened.schema_arrow.names}
+            for batch in opened.iter_batches(batch_size=_PARQUET_ROWS):  # a few bytes may stand for many
+                held += batch.nbytes
+                _check_size(held, file)
+                for name, values in zip(batch.schema.names, batch.columns, strict=True):
+                    table[name] += values.to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors are both
-        raise DataError(f"{file}: not a readable Parquet file ({str(error).splitlines()[0][:160]})") from error
+        reason = (str(error) or type(error).__name__).splitlines()[0][:160]
+        raise DataError(f"{file}: not a readable Parquet file ({reason})") from error
     count = len(next(iter(table.values()), []))
     return Rows(table, [f"{file}:row {number}" for number in range(1, count + 1)])
 
@@ -215,8 +226,8 @@ def _read_json_lines(file: Path, _: TableSettings) -> Rows:
 def _parse(text: str, place: str = "", where: str = "") -> Any:
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        reason = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+    except (ValueError, RecursionError) as error:  # a ValueError of its own: a number of too many digits
+        reason = "nested too deeply" if isinstance(error, RecursionError) else getattr(error, "msg", str(error))
         raise DataError(f"{place}not a JSON object {where}".rstrip() + f" ({reason})") from error
 
 
@@ -273,8 +284,24 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     Raises:
         DataError: It is not UTF-8.
     """
+    held = 0
     with gzip.open(file, "rb") if file.name.lower().endswith(".gz") else file.open("rb") as stream:
-        yield from decode_lines(stream, str(file))
+        for number, line in decode_lines(_bounded(stream, file), str(file)):
+            held += len(line)
+            _check_size(held, file)
+            yield number, line
+
+
+def _bounded(stream: Any, file: Path) -> Iterator[bytes]:
+    """The lines of a stream, of which none may be longer than a reader can hold."""
+    while line := stream.readline(_LARGEST_TEXT + 1):
+        _check_size(len(line), file)
+        yield line
+
+
+def _check_size(held: int, file: Path) -> None:
+    if held > _LARGEST_TEXT:
+        raise DataError(f"{file}: stands for more than {_LARGEST_TEXT // 2**20} MiB of text; split it, or name a part")
 
 
 def decode_lines(stream: Iterable[bytes], name: str) -> Iterator[tuple[int, str]]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
 from adakron_export.errors import TrainingError
+from adakron_export.json_files import read_bytes
 from adakron_export.tasks import Task
 
 TASKS = (Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING, Task.TEXT_GENERATION)
@@ -126,9 +127,9 @@ class Recipe:
             return None
         indices: set[int] = set()
         for part in self.layers.split(","):
-            found = re.fullmatch(r"\s*(\d+)(?:\s*-\s*(\d+))?\s*", part)
-            if found is None or int(found[2] or found[1]) < int(found[1]):
-                raise TrainingError(f"layers is {self.layers!r}; write 2-5 or 0,3, counted from 0")
+            found = re.fullmatch(r"\s*(\d{1,9})(?:\s*-\s*(\d{1,9}))?\s*", part)
+            if found is None or not int(found[1]) <= int(found[2] or found[1]) < _MOST_LAYERS:
+                raise TrainingError(f"layers is {self.layers!r:.60}; write 2-5 or 0,3, counted from 0")
             indices.update(range(int(found[1]), int(found[2] or found[1]) + 1))
         return sorted(indices)
 
@@ -137,6 +138,8 @@ class Recipe:
         return asdict(self)
 
 
+_MOST_LAYERS = 1024
+_LARGEST_RECIPE = 2**20  # bytes
 _AT_LEAST_ONE = (
     "max_length", "n_best", "max_answer_length", "r", "k", "num_experts", "max_steps", "batch_size",
     "gradient_accumulation", "early_stopping", "eval_batch_size", "logging_steps", "save_steps",
@@ -215,12 +218,27 @@ def read_settings(file: str | Path) -> dict[str, Any]:
     names = sorted(row.name.removesuffix(".yaml") for row in shipped.iterdir())
     source = shipped / f"{file}.yaml" if str(file) in names else path
     try:
-        content = yaml.safe_load(source.read_text(encoding="utf-8"))
+        content = _read_yaml(source.read_bytes() if source is not path else read_bytes(path, largest=_LARGEST_RECIPE))
     except FileNotFoundError as error:
         raise TrainingError(f"{path}: no such recipe; name a YAML file or one of {', '.join(names)}") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise TrainingError(f"{path}: not a readable recipe ({reason})") from error
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
         raise TrainingError(f"{path}: a recipe is a list of `setting: value` lines")
     return {key.replace("-", "_"): value for key, value in content.items()}
+
+
+def _read_yaml(text: bytes) -> Any:
+    """YAML without aliases, with which a few lines stand for more than memory holds.
+
+    Raises:
+        ValueError: It is no UTF-8, or has an alias.
+        yaml.YAMLError: It is no YAML.
+    """
+    import yaml
+
+    decoded = text.decode("utf-8")
+    if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(decoded, Loader=yaml.SafeLoader)):
+        raise ValueError("it has an alias (*name), which a recipe has no use for")
+    return yaml.safe_load(decoded)

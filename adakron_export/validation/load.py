@@ -93,7 +93,7 @@ class Loaded(Protocol):
         self, shape: tuple[int, int], *, seed: int = 0, longest_s: float = LONGEST_WARM_UP_S
     ) -> tuple[float, float]: ...
 
-    def load(self, scenario: Scenario, seconds: float, *, seed: int) -> Observed: ...  # noqa: D102
+    def load(self, scenario: Scenario, seconds: float, *, seed: int, start: float) -> Observed: ...  # noqa: D102
 
 
 def measure_load(
@@ -121,7 +121,11 @@ def measure_load(
     for turn in range(_SLICES):
         for label in labels[turn % len(labels) :] + labels[: turn % len(labels)]:
             progress(f"{shape[0]}x{shape[1]}: {scenario.name}, {label}")
-            found[label].append(sides[label].load(scenario, seconds, seed=seed * _SLICES + turn))
+            found[label].append(sides[label].load(scenario, seconds, seed=seed, start=turn * seconds))
+    if not any(each.latencies_s or each.unanswered for each in found[labels[0]]):
+        raise RunnerError(
+            f"no request came within {_SLICES * seconds:.1f} s at {scenario.name}; give it more --budget"
+        )
     return [summarize(label, shape, scenario, found[label]) for label in labels]
 
 
@@ -174,13 +178,21 @@ def closed_loop(
     return Observed(latencies, clock() - start)
 
 
-def arrivals(rate: float, seconds: float, *, seed: int) -> list[float]:
-    """When requests are due, in seconds from the start: a Poisson process, and at least one."""
+def arrivals(rate: float, seconds: float, *, seed: int, start: float = 0.0) -> list[float]:
+    """When requests of a Poisson process are due, in seconds from a moment on.
+
+    Args:
+        rate: Requests a second.
+        seconds: How long they come.
+        seed: Of the process.
+        start: The moment, in seconds from the beginning of the process.
+    """
     rng = np.random.default_rng(seed)
     due: list[float] = []
-    at = 0.0
-    while at < seconds:
-        due.append(at)
+    at = float(rng.exponential(1 / rate))
+    while at < start + seconds:
+        if at >= start:
+            due.append(at - start)
         at += float(rng.exponential(1 / rate))
     return due
 
@@ -208,4 +220,7 @@ def open_loop(
             sleep(at - now)
         run()
         latencies.append(clock() - start - at)
+    left = seconds - (clock() - start)
+    if left > 0:  # the rate is that of the whole slice
+        sleep(left)
     return Observed(latencies, clock() - start, len(due) - len(latencies))
