@@ -136,6 +136,7 @@ def bench(
     max_regression: float = 0.05,
     other_machine: bool = False,
     strict: bool = False,
+    allow_engine_code: bool = False,
     progress: Progress = lambda _: None,
 ) -> BenchReport:
     """Time artifacts and engines against eager PyTorch, each in a process of its own, in interleaved rounds.
@@ -159,6 +160,7 @@ def bench(
         max_regression: How much slower a side may have become, such as 0.05.
         other_machine: Take a baseline of another machine too.
         strict: Let a comparison fail that had too few rounds to tell; else that is a warning.
+        allow_engine_code: Let host code run that an engine may bring along.
         progress: Told of each stage and round.
 
     Raises:
@@ -168,8 +170,9 @@ def bench(
     if not artifacts or (against is None and len(artifacts) < 2 and (baseline or baseline_to_save)):
         raise RunnerError("there is nothing to compare with; pass --against with the checkpoint, or more artifacts")
     _check_settings(budget_s, max_regression, baseline_to_save)
-    device = _device_of(device, [*artifacts, *([against] if against else [])])
-    settings = _settings(artifacts, against, backbone, device, threads)
+    device = _device_of(device, [*artifacts, *([against] if against else [])], allow_code=allow_engine_code)
+    settings = {label: replace(each, allow_engine_code=allow_engine_code)
+                for label, each in _settings(artifacts, against, backbone, device, threads).items()}  # fmt: skip
     scenarios = (*(Scenario(clients=number) for number in clients), *(Scenario(rate=rate) for rate in rates))
     machine = describe_machine(device=device, threads=threads)
     then = read_baseline(Path(baseline), machine=machine, other_machine=other_machine) if baseline else None
@@ -213,11 +216,11 @@ def _say_if_longer(seconds: float, budget_s: float, progress: Progress) -> None:
         progress(f"warning: it took {seconds:.0f} s; opening and {FEWEST_ROUNDS} rounds need more than {budget_s:g} s")
 
 
-def _device_of(device: str, paths: Sequence[str | Path]) -> str:
+def _device_of(device: str, paths: Sequence[str | Path], *, allow_code: bool) -> str:
     """An engine takes the others to its GPU; it is refused at once where it cannot run."""
     engines = [path for path in paths if is_engine(Path(path))]
     for path in engines:
-        check_loadable(open_engine(path))
+        check_loadable(open_engine(path, allow_code=allow_code))
     return "cuda" if engines and device == "cpu" else device
 
 

@@ -12,6 +12,8 @@ AdaKronError                  base of all; the command line prints it and exits 
 ├── EngineError               a TensorRT engine that cannot be built, or a folder that holds none
 │   └── BuildError            TensorRT refused a graph, or failed to build it
 ├── RunnerError               a batch that does not fit a runner
+├── SignatureError            a folder without a signature, or a key that cannot be read
+│   └── BadSignatureError     what is there is not what the key's owner signed
 ├── ReportError               a report that cannot be written or read
 └── MissingPackageError       an optional package is not installed (also an ImportError)
 """
@@ -68,6 +70,14 @@ class BuildError(EngineError):
 
 class RunnerError(AdaKronError):
     """A batch that does not fit a runner."""
+
+
+class SignatureError(AdaKronError):
+    """A folder without a signature, or a key that cannot be read."""
+
+
+class BadSignatureError(SignatureError):
+    """What is there is not what the key's owner signed."""
 
 
 class ReportError(AdaKronError):

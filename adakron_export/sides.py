@@ -63,14 +63,15 @@ class Side:
 
 def open_side(
     path: str | Path, *, device: str, backbone: str | Path | None = None, task: str | None = None,
-    precision: str = "fp32", progress: Callable[[str], None] = lambda _: None,
+    precision: str = "fp32", allow_engine_code: bool = False, progress: Callable[[str], None] = lambda _: None,
 ) -> Side:  # fmt: skip
     """Open an artifact, an engine or a checkpoint to compare it.
 
     An engine runs on its GPU, whatever the device; `precision` is that of a checkpoint.
     """
     if is_engine(Path(path)):
-        engine = open_engine(path)
+        engine = open_engine(path, allow_code=allow_engine_code)
+        progress("load the engine: its plan is code, take only what you trust")
         return Side(str(path), TensorRTRunner(engine), exported_space(engine), engine=engine)
     if Path(path).is_dir() and is_artifact(Path(path)):
         opened = open_artifact(path)

@@ -62,6 +62,7 @@ def validate(
     limit: int | None = None,
     max_drop: float = 0.005,
     layers: bool = False,
+    allow_engine_code: bool = False,
     progress: Progress = lambda _: None,
 ) -> ParityReport:
     """Compare an artifact or an engine with its checkpoint in eager PyTorch, unfolded; or any two sides.
@@ -83,6 +84,7 @@ def validate(
         limit: Draw so many of its rows.
         max_drop: By how much the first metric may be worse, such as 0.005 of an accuracy from 0 to 1.
         layers: Compare the layers too where the outputs agree; where they do not, that is done anyway.
+        allow_engine_code: Let host code run that an engine may bring along.
         progress: Told of each stage as it begins.
 
     Raises:
@@ -98,8 +100,9 @@ def validate(
     for side in (artifact, against):
         check_there(side, CheckpointError)
     right = open_side(against, device=against_device, backbone=backbone, task=task_of_exported(artifact),
-                      precision=reference, progress=progress)  # fmt: skip
-    candidate = open_side(artifact, device=device, backbone=backbone, progress=progress)
+                      precision=reference, allow_engine_code=allow_engine_code, progress=progress)  # fmt: skip
+    candidate = open_side(artifact, device=device, backbone=backbone, allow_engine_code=allow_engine_code,
+                          progress=progress)  # fmt: skip
     graph = _graph_of(candidate)
     limits = tolerance_for(_dtype_of(candidate, graph))
     limits = limits.changed({"absolute": atol, "relative": rtol, **(tolerance or {})})

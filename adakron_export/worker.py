@@ -45,6 +45,7 @@ class RunnerSettings:
         backbone: The checkpoint's backbone, where it names none.
         task: The checkpoint's task, where it is not to be inferred.
         tuning: In the place of the artifact's own, `Tuning` as plain data.
+        allow_engine_code: Let host code run that an engine may bring along.
     """
 
     path: str
@@ -53,6 +54,7 @@ class RunnerSettings:
     backbone: str | None = None
     task: str | None = None
     tuning: dict[str, Any] | None = None
+    allow_engine_code: bool = False
 
 
 class RunnerProcess:
@@ -229,7 +231,7 @@ def open_any(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
 
     path = Path(settings.path)
     if is_engine(path):
-        engine = open_engine(path)
+        engine = open_engine(path, allow_code=settings.allow_engine_code)
         return TensorRTRunner(engine, cuda_graphs=True), exported_space(engine)
     if path.is_dir() and is_artifact(path):
         device = Device.named(settings.device)

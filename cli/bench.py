@@ -31,7 +31,9 @@ from . import options
               help="How much worse.")  # fmt: skip
 @click.option("--strict", is_flag=True, help="Exit with 1 too where too few rounds were made to tell.")
 @click.option("--other-machine", is_flag=True, help="Take a baseline of another machine too.")
+@options.engine_code
 @options.report
+@options.signed
 @options.as_json
 def bench(artifacts: tuple[str, ...], *, report_to: str | None, as_json: bool, **settings: Any) -> None:
     """Time ARTIFACT against eager PyTorch.

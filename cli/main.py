@@ -23,6 +23,7 @@ from .doctor import doctor
 from .inspect import inspect
 from .onnx import onnx
 from .predict import predict
+from .sign import sign, verify
 from .tensorrt import tensorrt
 from .train import train
 from .tune import tune
@@ -87,5 +88,21 @@ def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
     """
 
 
-for command in (bench, check, compare, convert, doctor, inspect, onnx, predict, tensorrt, train, tune, validate):
+COMMANDS = (
+    bench,
+    check,
+    compare,
+    convert,
+    doctor,
+    inspect,
+    onnx,
+    predict,
+    sign,
+    tensorrt,
+    train,
+    tune,
+    validate,
+    verify,
+)
+for command in COMMANDS:
     main.add_command(command)

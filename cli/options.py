@@ -7,6 +7,7 @@ import os
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,31 @@ device = click.option("--device", type=DEVICE, default="cpu", show_default=True,
 atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
 
 
+engine_code = click.option(
+    "--allow-engine-code", is_flag=True, help="Let host code run that an engine may bring along; it has your rights."
+)
 push_to_hub = click.option("--push-to-hub", metavar="REPO", help="Upload it there when it is done.")
 private = click.option("--private", is_flag=True, help="Make that repository a private one.")
 report = click.option("--report", "report_to", metavar="DIR", help="Write a page and report.json there.")
+
+
+def signed(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command ``--require-signature``, which refuses what it runs before it is opened."""
+
+    @click.option("--require-signature", metavar="PEM", help="Refuse it unless this public key's owner signed it.")
+    @wraps(command)
+    def checked(require_signature: str | None, **settings: Any) -> Any:
+        if require_signature is not None:
+            from adakron_export.signing import verify
+
+            paths = settings.get("artifacts") or (
+                settings["artifact"] if "artifact" in settings else settings["source"],
+            )
+            for path in paths:
+                verify(path, require_signature)
+        return command(**settings)
+
+    return checked
 
 
 def remember(context: click.Context, arguments: list[str]) -> None:

@@ -38,6 +38,7 @@ _SHOWN_NUMBERS = 6
 @click.option("--top-k", type=int, metavar="N", help="Classes or tokens to give.")
 @click.option("--max-new-tokens", type=int, metavar="N", help="To write, in text generation.")
 @options.device
+@options.signed
 @options.as_json
 def predict(
     artifact: str, texts: tuple[str, ...], pairs: tuple[str, ...], images: tuple[str, ...], input_file: str | None,

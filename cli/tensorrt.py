@@ -48,6 +48,7 @@ def _profiles(_context: click.Context, _option: click.Parameter, texts: tuple[st
 @click.option("--refittable", is_flag=True, help="Weights can be changed; needs a GPU.")
 @options.overwrite
 @options.as_json
+@options.signed
 def tensorrt(
     source: str, output: str, *, as_json: bool, backbone: str | None, task: str | None, flavor: str,
     dtype: str | None, data: str | None, min_shape: Any, opt_shape: Any, max_shape: Any, profiles: list[Any],

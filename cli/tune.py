@@ -18,6 +18,7 @@ from .console import echo
               help="Texts and tokens to be fast at.")  # fmt: skip
 @click.option("--budget", "budget_s", default="60s", show_default=True, callback=options.read_by(parse_seconds),
               help="For the rounds together.")  # fmt: skip
+@options.signed
 @options.as_json
 def tune(artifact: str, *, as_json: bool, **settings: Any) -> None:
     """Find what makes ARTIFACT fastest on this CPU.

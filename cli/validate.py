@@ -44,7 +44,9 @@ def _limits(_context: click.Context, _option: click.Parameter, pairs: tuple[str,
 @click.option("--data", metavar="DATA", help="Text to run both on, as for train; labels are scored.")
 @click.option("--limit", type=int, metavar="N", help="Draw so many of its rows.")
 @click.option("--max-drop", default=0.005, show_default=True, help="Of the task's metric.")
+@options.engine_code
 @options.report
+@options.signed
 @options.as_json
 def validate(*, artifact: str, report_to: str | None, as_json: bool, **settings: Any) -> None:
     """Compare ARTIFACT with its checkpoint.

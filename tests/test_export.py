@@ -206,8 +206,8 @@ def test_stages_are_told_in_order(tmp_path):
     stages: list[str] = []
     export_onnx(DEMO, tmp_path / "out", progress=stages.append)
     kinds = [stage for stage in stages if not stage.startswith("batch")]
-    assert [stage.split()[0] for stage in kinds] == ["load", "fold", "export", "write", "validate"]
-    assert sum(stage.startswith("batch") for stage in stages) == 10
+    assert [stage.split()[0] for stage in kinds] == ["load", "fold", "export", "write", "validate", "compare"]
+    assert sum(stage.startswith("batch") for stage in stages) == 11
 
 
 def test_export_leaves_no_trace_of_where_it_was_made(demo_artifact):

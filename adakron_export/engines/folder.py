@@ -82,10 +82,17 @@ class EngineManifest:
 
 @dataclass(frozen=True, slots=True)
 class EngineFolder:
-    """An engine's folder that was opened."""
+    """An engine's folder that was opened.
+
+    Attributes:
+        folder: Where it is.
+        manifest: What it says.
+        allow_code: Whether host code that the plan brings along may run.
+    """
 
     folder: Path
     manifest: EngineManifest
+    allow_code: bool = False
 
     @property
     def engine(self) -> Path:
@@ -106,8 +113,12 @@ def write_engine_manifest(folder: Path, manifest: EngineManifest) -> EngineFolde
     return open_engine(folder)
 
 
-def open_engine(folder: str | Path) -> EngineFolder:
+def open_engine(folder: str | Path, *, allow_code: bool = False) -> EngineFolder:
     """Open an engine's folder and check that its files are those that were written; the engine is not loaded.
+
+    Args:
+        folder: It.
+        allow_code: Let host code run that its plan may bring along, with the rights of this process.
 
     Raises:
         EngineError: There is no engine, its manifest is not readable, or a file changed.
@@ -119,7 +130,7 @@ def open_engine(folder: str | Path) -> EngineFolder:
     problems = problems_of(path, manifest.files)
     if problems:
         raise EngineError(f"{path}: {problems}; build it again")
-    return EngineFolder(path, manifest)
+    return EngineFolder(path, manifest, allow_code)
 
 
 def written_files(folder: Path) -> list[str] | None:

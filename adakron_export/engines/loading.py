@@ -43,8 +43,7 @@ def load_engine(folder: EngineFolder) -> LoadedEngine:
     trt = check_loadable(folder)
     logger = collecting_logger(trt)
     runtime = trt.Runtime(logger)
-    if folder.manifest.options.get("version_compatible"):
-        runtime.engine_host_code_allowed = True
+    runtime.engine_host_code_allowed = folder.allow_code
     engine = runtime.deserialize_cuda_engine(folder.engine.read_bytes())
     if engine is None:
         raise EngineError(f"{folder.folder}: {trt.__name__} {trt.__version__} refuses it: {logger.last_words()}")
@@ -61,6 +60,11 @@ def check_loadable(folder: EngineFolder) -> Any:
     if gpu is None:
         raise EngineError(f"{folder.folder}: this machine has no NVIDIA GPU, or no driver for it, to run an engine on")
     trt = FLAVORS[folder.manifest.flavor].load()
+    if folder.manifest.options.get("version_compatible") and not folder.allow_code:
+        raise EngineError(
+            f"{folder.folder}: its plan is version compatible: it brings a runtime of its own, host code that has all "
+            "your rights; if you trust who built it, pass --allow-engine-code (allow_engine_code=True)"
+        )
     problem = misfit(folder.manifest, version=str(trt.__version__), gpu=gpu)
     if problem:
         raise EngineError(f"{folder.folder}: {problem}")

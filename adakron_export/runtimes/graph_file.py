@@ -10,7 +10,7 @@ import mmap
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 
-from adakron_export.artifact import Artifact
+from adakron_export.artifact import Artifact, files_of
 from adakron_export.errors import ArtifactError
 from adakron_export.protobuf import read_fields
 
@@ -32,8 +32,9 @@ def check_graph_file(artifact: Artifact) -> None:
     """
     file = artifact.model
     folder = file.parent.relative_to(artifact.folder).as_posix()
-    listed = {PurePosixPath(name).relative_to(folder).as_posix()
-              for name in artifact.manifest.files if PurePosixPath(name).is_relative_to(folder)}  # fmt: skip
+    names = artifact.manifest.files or files_of(artifact.folder)  # of one that is being made
+    places = [PurePosixPath(name) for name in names]
+    listed = {place.relative_to(folder).as_posix() for place in places if place.is_relative_to(folder)}
     try:
         with file.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
             view = memoryview(mapped)

@@ -17,8 +17,9 @@ ArtifactRunner = OrtRunner | OpenVinoRunner
 
 
 def open_runner(
-    path: str | Path, *, device: str = "cpu", threads: int | None = None, backbone: str | Path | None = None
-) -> Runner:
+    path: str | Path, *, device: str = "cpu", threads: int | None = None, backbone: str | Path | None = None,
+    allow_engine_code: bool = False,
+) -> Runner:  # fmt: skip
     """Open an artifact in ONNX Runtime, an engine in TensorRT, or a checkpoint in eager PyTorch.
 
     Args:
@@ -28,6 +29,7 @@ def open_runner(
             another one. An engine runs on its GPU.
         threads: Threads of one operator (artifacts); the runtime's choice by default.
         backbone: The checkpoint's backbone, where it names none.
+        allow_engine_code: Let host code run that an engine may bring along.
 
     Raises:
         ArtifactError: The artifact is damaged.
@@ -36,7 +38,7 @@ def open_runner(
         CheckpointError: The checkpoint cannot be read.
     """
     if is_engine(Path(path)):
-        return TensorRTRunner(open_engine(path))
+        return TensorRTRunner(open_engine(path, allow_code=allow_engine_code))
     if is_artifact(Path(path)):
         where = Device.named(device)
         return opened_with(path, lambda artifact: open_on(artifact, where, threads=threads))
