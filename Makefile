@@ -6,13 +6,15 @@ PYTHON  ?= python3.11
 BIN     := $(VENV)/bin
 STAMP   := $(VENV)/.installed
 DEMO    := out/demo
+FUZZ_CASES ?= 50000
+FUZZ_SEED ?= 1
 # The lowest versions of pyproject.toml; an older transformers has an older hub, with packages that it alone needs.
 FLOOR_HUB := huggingface-hub==1.5.0
 FLOOR   := click==8.1.8 jinja2==3.1.6 msgspec==0.19.0 onnx==1.21.0 onnxruntime==1.23.2 onnxscript==0.7.2 onnx-ir==1.0.0 \
 	peft==0.21.0 safetensors==0.5.3 tokenizers==0.22.0 transformers==5.10.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow gpu gpu-all lint types floor interop bindings wheel clean
+.PHONY: help venv demo test slow fuzz gpu gpu-all lint types floor interop bindings wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,6 +37,9 @@ test: venv ## Run the tests
 
 slow: venv ## Run the slow tests too
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
+
+fuzz: venv ## Read 50,000 damaged files of every kind
+	FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -n auto tests/test_fuzz.py
 
 gpu: ## Test and measure on an NVIDIA GPU, in .venv-gpu (without TensorRT: GPU_RUNTIME=gpu)
 	$(MAKE) --no-print-directory VENV=.venv-gpu RUNTIME=$(GPU_RUNTIME) gpu-all

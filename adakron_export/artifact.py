@@ -16,11 +16,11 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import partial
 from pathlib import Path, PurePosixPath
 from threading import Thread
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -163,6 +163,50 @@ class Manifest:
 
 
 @dataclass(frozen=True, slots=True)
+class _Row:
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Parity:
+    """What is read of ``parity.json``."""
+
+    passed: bool
+    max_abs_error: float | Literal["inf"]
+    reference: str
+    candidate: str
+    rows: list[_Row]
+
+
+@dataclass(frozen=True, slots=True)
+class _Attempt:
+    label: str
+    metric: str
+    reference: float
+    candidate: float
+    flips: int
+    examples: int
+    size_bytes: int
+    held: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Ladder:
+    """What is read of ``accuracy.json``."""
+
+    data: str
+    max_accuracy_drop: float
+    attempts: list[_Attempt]
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    """What is read of ``calibration.json``."""
+
+    token_ids: list[Annotated[int, msgspec.Meta(ge=0, le=2**31)]]
+
+
+@dataclass(frozen=True, slots=True)
 class Artifact:
     """An exported folder that was opened."""
 
@@ -186,20 +230,20 @@ class Artifact:
 
     def parity(self) -> dict[str, Any] | None:
         """What validation said when it was exported; ``None`` where it was left out."""
-        return self._record(PARITY)
+        return self._record(PARITY, _Parity)
 
     def attempts(self) -> list[dict[str, Any]]:
         """What was tried for the largest accuracy drop, in its order, or nothing."""
-        tried = self._record(LADDER)
+        tried = self._record(LADDER, _Ladder)
         return tried["attempts"] if tried is not None else []
 
     def measured_on(self) -> str | None:
         """The text that the accuracy was measured on; ``None`` where none was asked for."""
-        tried = self._record(LADDER)
+        tried = self._record(LADDER, _Ladder)
         return str(tried["data"]) if tried is not None else None
 
-    def _record(self, name: str) -> dict[str, Any] | None:
-        """What an export wrote down; ``None`` where it did not.
+    def _record(self, name: str, kind: type) -> dict[str, Any] | None:
+        """What an export wrote down, of which some is read; ``None`` where it did not.
 
         Raises:
             ArtifactError: It cannot be read.
@@ -208,9 +252,11 @@ class Artifact:
         if not path.is_file():
             return None
         try:
-            return read_object(path)
+            content = read_object(path)
+            record_of({row.name: content[row.name] for row in fields(kind) if row.name in content}, kind)
         except ValueError as error:
             raise ArtifactError(f"{path}: not readable ({error}); export again") from error
+        return content
 
     def calibration_tokens(self) -> tuple[int, ...]:
         """Ids of the tokens that fixed scales were found on; empty where there are none.
@@ -218,13 +264,8 @@ class Artifact:
         Raises:
             ArtifactError: The file cannot be read.
         """
-        path = self.folder / CALIBRATION
-        if not path.is_file():
-            return ()
-        try:
-            return tuple(int(token) for token in read_object(path)["token_ids"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ArtifactError(f"{path}: not readable ({type(error).__name__}: {error})") from error
+        found = self._record(CALIBRATION, _Calibration)
+        return tuple(found["token_ids"]) if found else ()
 
     def check(self) -> None:
         """Wait until every file was hashed, and raise unless they are those that were written.
@@ -259,6 +300,9 @@ def problems_of(folder: Path, files: Mapping[str, str]) -> str:
         return f"changed since it was written: {first_few(missing)} missing"
     if unlisted:
         return f"holds files that its manifest does not list: {first_few(unlisted)}"
+    odd = [name for name in files if not (folder / name).is_file()]
+    if odd:
+        return f"holds what is no plain file: {first_few(odd)}"
     changed = [name for name, digest in files.items() if sha256_of(folder / name) != digest]
     return f"changed since it was written: {first_few(changed)}" if changed else ""
 

@@ -266,6 +266,8 @@ def _folded(found: Checkpoint, model: PeftModel, target: Target, dtype: str) -> 
     module = fold(model)
     captured_in = torch_dtype(target, dtype)
     if captured_in is not torch.float32:
+        if captured_in is torch.bfloat16 and model.get_base_model().config.model_type == "vit":
+            raise ExportError("images go into a graph in its own dtype, and numpy has no bf16; export in fp16 or fp32")
         module = module.to(captured_in)
         broken = [name for name, tensor in module.state_dict().items()
                   if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]  # fmt: skip

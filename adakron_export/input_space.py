@@ -4,21 +4,46 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
 
 from adakron_export.artifact import Artifact
 from adakron_export.engines.folder import EngineFolder
 from adakron_export.errors import AdaKronError, ArtifactError, told_as
-from adakron_export.json_files import read_object
+from adakron_export.json_files import read_object, record_of
 from adakron_export.tokenization import padding_id
 from adakron_export.validation.batches import InputSpace
 
 if TYPE_CHECKING:
     from adakron_export.adapter.task_model import TaskModel
 
+Size = Annotated[int, msgspec.Meta(gt=0, le=2**24)]
 VALIDATED_LENGTH = 2048  # decoders name 100,000 positions and more, which no CPU can run in a minute
+
+
+@dataclass(frozen=True, slots=True)
+class _Config:
+    """What is read of a ``config.json``."""
+
+    model_type: str | None = None
+    id2label: dict[str, str] | None = None
+    problem_type: str | None = None
+    num_labels: Size | None = None
+    vocab_size: Size | None = None
+    type_vocab_size: Annotated[int, msgspec.Meta(ge=0, le=2**24)] | None = None
+    max_position_embeddings: Size | None = None
+    pad_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    local_attention: int | None = None
+    is_decoder: bool | None = None
+    image_size: Size | list[Size] | None = None
+    num_channels: Size | None = None
+
+
+_SETTINGS = {row.name for row in fields(_Config)}
 
 
 def model_space(model: TaskModel, folder: Path | None = None) -> InputSpace:
@@ -61,9 +86,11 @@ def read_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
     """
     path = exported.folder / "config.json"
     try:
-        return read_object(path)
+        content = read_object(path)
+        record_of({name: content[name] for name in content.keys() & _SETTINGS}, _Config)
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not a readable configuration ({error})") from error
+    return content
 
 
 def full_config(exported: Artifact | EngineFolder) -> dict[str, Any]:

@@ -14,11 +14,13 @@ import pytest
 
 from adakron_export.errors import AdaKronError
 from adakron_export.quantities import parse_seconds, parse_shapes, parse_share
+from adakron_export.reporting.terminal import printable
 
 if TYPE_CHECKING:
     from adakron_export.artifact import Artifact
     from adakron_export.benchmarking import BenchReport
     from adakron_export.runtimes.base import Runner
+    from adakron_export.validation.baseline import Regression
     from adakron_export.validation.parity import ParityReport
 
 _SHOWN_FAILURES = 10
@@ -40,6 +42,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--adakron-shapes", metavar="LIST", help="Texts and tokens; by default those of the baseline.")
     group.addoption("--adakron-budget", metavar="TIME", default="60s", help="For the rounds of the latency.")
     group.addoption("--adakron-other-machine", action="store_true", help="Take a baseline of another machine too.")
+    group.addoption("--adakron-strict", action="store_true", help="Fail too where too few rounds were made to tell.")
+    group.addoption("--adakron-engine-code", action="store_true", help="Let host code of an engine run.")
     group.addoption("--adakron-report", metavar="DIR", help="Write a page and report.json there.")
 
 
@@ -72,7 +76,7 @@ class _Subject:
         return validate(
             self.option("artifact"), against=self.option("checkpoint"), backbone=self.option("backbone"),
             device=self.option("device"), data=self.option("data"), max_drop=self.option("max-drop"),
-            layers=self.option("report") is not None,
+            layers=self.option("report") is not None, allow_engine_code=self.option("engine-code"),
         )  # fmt: skip
 
     @cached_property
@@ -83,7 +87,8 @@ class _Subject:
             [self.option("artifact")], against=self.option("checkpoint"), backbone=self.option("backbone"),
             device=self.option("device"), shapes=self.shapes, budget_s=self.budget_s,
             baseline=self.option("baseline"), max_regression=self.max_regression,
-            other_machine=self.option("other-machine"),
+            other_machine=self.option("other-machine"), strict=self.option("strict"),
+            allow_engine_code=self.option("engine-code"),
         )  # fmt: skip
 
     def measured(self, name: str) -> Any:
@@ -131,12 +136,12 @@ class ArtifactTest(pytest.Item):
         figures, wrong = {"parity": _parity, "accuracy": _accuracy, "latency": _latency}[self.part](subject)
         self.user_properties += figures
         if wrong:
-            pytest.fail("\n".join(wrong), pytrace=False)
+            pytest.fail(printable("\n".join(wrong)), pytrace=False)
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """Errors of ours as their message."""
         if isinstance(excinfo.value, AdaKronError):
-            return f"error: {excinfo.value}"
+            return printable(f"error: {excinfo.value}")
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, None, str]:
@@ -189,7 +194,13 @@ def _latency(subject: _Subject) -> _Outcome:
         for row in report.regressions
         if not row.passed
     ]
+    if report.strict:
+        wrong += [_undecided(row) for row in report.regressions if row.undecided]
     return [*figures], wrong
+
+
+def _undecided(row: Regression) -> str:
+    return f"{row.side} at {row.shape} is undecided: {row.undecided}"
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -238,6 +249,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         if row.speedup:
             shape = f"{row.shape[0]}x{row.shape[1]}"
             terminalreporter.write_line(f"adakron: {shape} {row.p50_ms:.2f} ms, {row.speedup.estimate:.2f}x eager")
+    for row in latency.regressions if latency else ():
+        if row.undecided:
+            terminalreporter.write_line(f"adakron: {printable(_undecided(row))}")
     if subject.option("report") and (parity or latency):
         terminalreporter.write_line(f"adakron: report {Path(subject.option('report')) / 'index.html'}")
 

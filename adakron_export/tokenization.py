@@ -77,8 +77,8 @@ class TextEncoder:
                                   "model_max_length": loaded.model_max_length}  # fmt: skip
                 self._slow, self._tokenizer = (None, loaded.backend_tokenizer) if loaded.is_fast else (loaded, None)
         self._types = names is None or "token_type_ids" in names
-        limits = (max_length, self._settings.get("model_max_length"))
-        self.max_length = int(min([limit for limit in limits if isinstance(limit, (int, float))] + [_UNLIMITED]))
+        limits: list[Any] = [max_length, self._settings.get("model_max_length")]
+        self.max_length = int(min([limit for limit in limits if _is_length(limit)] + [_UNLIMITED]))
 
     @property
     def has_offsets(self) -> bool:
@@ -154,6 +154,10 @@ class TextEncoder:
         found = self._slow(*parts, **limit)
         ids = found["input_ids"]
         return Encoded(ids, found.get("token_type_ids") or [0] * len(ids), source=source)
+
+
+def _is_length(limit: Any) -> bool:
+    return isinstance(limit, (int, float)) and not isinstance(limit, bool) and limit >= 1
 
 
 def is_plain(folder: Path, *, decodes: bool = True) -> bool:

@@ -45,7 +45,7 @@ def test_demo_and_recipes_are_in_the_wheel():
 def test_every_error_is_ours_and_documented():
     classes = [value for value in vars(errors).values() if getattr(value, "__module__", "") == errors.__name__]
     classes = [value for value in classes if isinstance(value, type)]
-    assert len(classes) == 14
+    assert len(classes) == 16
     assert all(issubclass(cls, errors.AdaKronError) for cls in classes)
     assert all(cls.__name__ in (errors.__doc__ or "") for cls in classes)
 

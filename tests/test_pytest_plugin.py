@@ -9,6 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from adakron_export.reporting.report import read_report
+from adakron_export.validation.baseline import save_baseline
 from conftest import DEMO
 from tampered import changed
 
@@ -30,15 +31,14 @@ def run_pytest(folder, *arguments, code=0):
 
 @pytest.fixture(scope="module")
 def baseline(demo_artifact, tmp_path_factory, module_cli):
-    """Of an artifact that would be a thousand times slower, and of one that would be a hundred times faster."""
+    """Of an artifact that would be four times slower, and of one that would be three times faster."""
     folder = tmp_path_factory.mktemp("baselines")
     module_cli("bench", demo_artifact, "--against", DEMO, "--shapes", "1x4", "--budget", "0.2s",
                "--save-baseline", folder / "base.json")  # fmt: skip
-    for name, factor in (("slow", 1000), ("fast", 0.01)):
-        content = json.loads((folder / "base.json").read_text())
-        for row in content["rows"]:
-            row["ratios"] = [ratio * factor for ratio in row["ratios"]]
-        (folder / f"{name}.json").write_text(json.dumps(content))
+    content = json.loads((folder / "base.json").read_text())
+    for name, factor in (("slow", 4), ("fast", 1 / 3)):
+        ratios = {(row["side"], row["shape"]): [ratio * factor for ratio in row["ratios"]] for row in content["rows"]}
+        save_baseline(folder / f"{name}.json", ratios, machine=content["machine"], versions={})
     return folder
 
 
@@ -63,6 +63,14 @@ def test_a_good_artifact_passes_and_leaves_figures(demo_artifact, baseline, tmp_
     assert [row["shape"] for row in report["latency"]["latencies"]] == ["1x4", "1x4"]  # the baseline's
     assert report["repeat"].startswith("pytest ")
     assert "--adakron-artifact" in report["repeat"]
+
+
+def test_what_cannot_be_told_is_said_and_fails_where_that_is_asked_for(demo_artifact, baseline, tmp_path):
+    common = ("--adakron-artifact", demo_artifact, "--adakron-checkpoint", DEMO, "-k", "latency", "--adakron-budget",
+              "0.2s", "--adakron-baseline", baseline / "slow.json")  # fmt: skip
+    text = run_pytest(tmp_path, *common)
+    assert "adakron: artifact at 1x4 is undecided: it became more than twice as fast" in text
+    assert "is undecided" in run_pytest(tmp_path, *common, "--adakron-strict", code=1)
 
 
 def test_a_wrong_and_slow_artifact_fails_with_what_is_wrong(demo_artifact, baseline, tmp_path):

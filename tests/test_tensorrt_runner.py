@@ -130,7 +130,7 @@ def test_validate_holds_an_engine_against_its_checkpoint_within_its_shapes(engin
     assert "validated within the engine's shapes: 1x1 to 4x32 or 1x1 to 1x8 or 8x16 to 8x16" in report.notes
     loaded.off_by = 0.01
     result = cli("validate", engine.folder, "--against", DEMO, code=1)
-    assert "an engine shows no layers" in result.stdout
+    assert "an engine shows neither weights nor layers" in result.stdout
 
 
 def test_text_is_batched_as_the_engine_takes_it(engine, loaded, tmp_path):

@@ -130,7 +130,7 @@ from pathlib import Path
 from adakron_export import Recipe, train
 from adakron_export.training import trainer, run
 settings, output, moment, step, resume = sys.argv[1:]
-def die(*arguments):
+def die(*arguments, **options):
     os.kill(os.getpid(), signal.SIGKILL)
 class Dying(trainer.AdaKronTrainer):
     def training_step(self, *arguments, **options):

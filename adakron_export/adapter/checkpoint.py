@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from adakron_export.adapter.config import PEFT_TYPE, AdaKronConfig
 from adakron_export.adapter.leftovers import check_leftovers, check_settings
 from adakron_export.adapter.reference import PARTIAL_NAME, is_reference_name
 from adakron_export.errors import BackboneError, CheckpointError, first_few, told_as
-from adakron_export.json_files import read_object
+from adakron_export.json_files import read_object, record_of
 from adakron_export.tasks import Task, auto_class, infer_task
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -88,7 +88,7 @@ def find_checkpoint(checkpoint: str | Path, backbone: str | Path | None = None) 
             f"{checkpoint} holds neither {ADAPTER_CONFIG} (a PEFT checkpoint) nor {PARTIAL_NAME} (the reference "
             "implementation's); give the folder that save_pretrained wrote, or the .bin or .pt file itself"
         )
-    settings = _read_json(folder / ADAPTER_CONFIG)
+    settings = _adapter_settings(folder)
     if settings.get("peft_type") != PEFT_TYPE:
         raise CheckpointError(
             f"{folder}: a {settings.get('peft_type')} adapter, not {PEFT_TYPE.value}; merge it into its backbone with "
@@ -127,6 +127,31 @@ def _beside(folder: Path, named: str) -> str:
     if not Path(named).is_absolute() and inside.is_relative_to(folder.resolve()) and inside.is_dir():
         return str(inside)
     return named
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What is read of ``adapter_config.json`` before PEFT reads it."""
+
+    peft_type: str | None = None
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    task_type: str | None = None
+    target_modules: list[str] | str | None = None
+    exclude_modules: list[str] | str | None = None
+    layers_pattern: list[str] | str | None = None
+    layers_to_transform: list[int] | int | None = None
+    modules_to_save: list[str] | None = None
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+
+
+def _adapter_settings(folder: Path) -> dict[str, Any]:
+    content = _read_json(folder / ADAPTER_CONFIG)
+    try:
+        record_of({row.name: content[row.name] for row in fields(_Settings) if row.name in content}, _Settings)
+    except ValueError as error:
+        raise CheckpointError(f"{folder / ADAPTER_CONFIG}: not readable ({error})") from error
+    return content
 
 
 def _read_json(path: Path) -> dict[str, Any]:
@@ -226,7 +251,7 @@ def _check_causal(name: str, model: PreTrainedModel) -> None:
 def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     """Load a PEFT checkpoint; see `load_model`."""
     tensors = _read_safetensors(checkpoint.weights)
-    settings = _read_json(checkpoint.path / ADAPTER_CONFIG)
+    settings = _adapter_settings(checkpoint.path)
     config = load_config(checkpoint)
     set_labels(config, {key.removeprefix("base_model.model."): value for key, value in tensors.items()})
     task = task or infer_task(config, peft_task=settings.get("task_type"))

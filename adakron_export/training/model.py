@@ -136,7 +136,7 @@ def load_trainable(source: BackboneSource, recipe: Recipe, task: Task, labels: L
 def empty_trainable(config: PretrainedConfig, recipe: Recipe, task: Task) -> PeftModel:
     """The same with tensors that have shapes and no content, for counting (torch's ``meta`` device)."""
     with torch.device("meta"):
-        model = auto_class(task).from_config(config)
+        model = auto_class(task).from_config(config, trust_remote_code=False)
         return add_adapters(model, recipe, task, new=set(), revision=None)
 
 
