@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from adakron_export.companions import has_tokenizer
-from adakron_export.errors import DataError
+from adakron_export.errors import DataError, told_as
 from adakron_export.extras import check_installed
 from adakron_export.runtimes.base import Array, Runner
 from adakron_export.tasks import Task
+from adakron_export.tokenization import load_tokenizer
 from adakron_export.training.columns import Columns, choose_columns
 from adakron_export.training.data import TrainingData, read_source
 from adakron_export.training.glue import glue_task
@@ -266,11 +267,7 @@ def tokenizer_of(folder: Path) -> Any:
     Raises:
         DataError: There is none.
     """
-    from transformers import AutoTokenizer
-
     if not has_tokenizer(folder):
         raise DataError(f"{folder} has no tokenizer, which text needs; put the backbone's tokenizer files there")
-    try:
-        return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
-    except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{folder}: its tokenizer cannot be read ({str(error)[:200]})") from error
+    with told_as(DataError, f"{folder}: its tokenizer cannot be read"):
+        return load_tokenizer(folder)

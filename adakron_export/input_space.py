@@ -29,7 +29,7 @@ class _Config:
     """What is read of a ``config.json``."""
 
     model_type: str | None = None
-    id2label: dict[str, str] | None = None
+    id2label: dict[Annotated[str, msgspec.Meta(pattern="^[0-9]{1,7}$")], str] | None = None
     problem_type: str | None = None
     num_labels: Size | None = None
     vocab_size: Size | None = None

@@ -61,6 +61,19 @@ def read_fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
         at += length
 
 
+def read_varints(content: memoryview) -> list[int]:
+    """Numbers that are packed into one field.
+
+    Raises:
+        ValueError: They do not end where it ends.
+    """
+    found, at = [], 0
+    while at < len(content):
+        number, at = _read_varint(content, at)
+        found.append(number)
+    return found
+
+
 def _read_varint(content: memoryview, at: int) -> tuple[int, int]:
     number = shift = 0
     while at < len(content) and shift < _LONGEST_VARINT_BITS:

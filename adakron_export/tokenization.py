@@ -71,7 +71,7 @@ class TextEncoder:
                 )
                 names = self._settings.get("model_input_names")
             else:
-                loaded = _load(folder)
+                loaded = load_tokenizer(folder)
                 names = loaded.model_input_names
                 self._settings = {**self._settings, "mask_token": loaded.mask_token, "pad_token": loaded.pad_token,
                                   "model_max_length": loaded.model_max_length}  # fmt: skip
@@ -195,7 +195,7 @@ def largest_id(folder: Path) -> int:
         ArtifactError: The tokenizer cannot be read.
     """
     with told_as(ArtifactError, f"{folder}: its tokenizer cannot be read"):
-        return max(_load(folder).get_vocab().values(), default=0)
+        return max(load_tokenizer(folder).get_vocab().values(), default=0)
 
 
 def padding_id(config: Mapping[str, Any]) -> int | None:
@@ -204,7 +204,8 @@ def padding_id(config: Mapping[str, Any]) -> int | None:
     return token if isinstance(token, int) and 0 <= token < (size if isinstance(size, int) else token + 1) else None
 
 
-def _load(folder: Path) -> Any:
+def load_tokenizer(folder: Path) -> Any:
+    """What transformers makes of a folder's files; nothing in them is run."""
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

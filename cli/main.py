@@ -31,7 +31,7 @@ from .validate import validate
 
 _UNFORESEEN = (
     "error: this was not foreseen, and is a fault of adakron-export. Please report it with the lines above, the "
-    "command, and what `adakron-export doctor` prints (README, Help)"
+    "command, and what `adakron-export doctor` prints"
 )
 
 

@@ -163,12 +163,11 @@ def told(report):
 
 
 @pytest.mark.parametrize("broken", BROKEN, ids=lambda broken: broken.__name__)
-@pytest.mark.parametrize("seed", [0, 3])
-def test_no_broken_model_passes(broken, seed, demo_artifact, tmp_path):
+def test_no_broken_model_passes(broken, demo_artifact, tmp_path):
     folder = shutil.copytree(demo_artifact, tmp_path / "artifact")
     broken(folder)
     signed(folder)
-    report = validate(folder, against=DEMO, seed=seed)
+    report = validate(folder, against=DEMO)
     assert not report.passed
     assert re.search(BROKEN[broken], told(report)), told(report)
 

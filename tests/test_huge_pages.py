@@ -25,8 +25,9 @@ def test_new_memory_moves_and_keeps_what_is_in_it():
     size = 64 << 20
     older = np.ones(size, np.uint8)
     before = in_huge_pages()
-    with huge_pages():
+    with huge_pages() as moving:
         newer = np.arange(size // 8)
+    moving.wait()
     moved = in_huge_pages() - before
     assert size / 2 < moved < size + older.nbytes / 2
     assert np.array_equal(newer, np.arange(size // 8))

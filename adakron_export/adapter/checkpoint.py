@@ -357,7 +357,7 @@ def set_labels(config: PretrainedConfig, tensors: Mapping[str, Tensor]) -> None:
         "score.weight",
         "qa_outputs.weight",
     ):
-        if name in tensors and config.num_labels != tensors[name].shape[0]:
+        if name in tensors and tensors[name].ndim and config.num_labels != tensors[name].shape[0]:
             names = dict(config.id2label or {})
             config.num_labels = tensors[name].shape[0]  # which gives all labels new names
             config.id2label = {index: names.get(index, f"LABEL_{index}") for index in range(config.num_labels)}

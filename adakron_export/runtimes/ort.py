@@ -16,7 +16,7 @@ from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
 from adakron_export.machine import describe_machine
 from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
-from adakron_export.runtimes.huge_pages import huge_pages
+from adakron_export.runtimes.huge_pages import Moving, huge_pages
 from adakron_export.runtimes.integer_sums import saturates
 
 # What a model spends its time on; ONNX Runtime may well compute shapes on the CPU while these run on a GPU.
@@ -65,7 +65,7 @@ class OrtRunner:
         settings, provider = _settings(device, cuda_graphs=cuda_graphs), _PROVIDERS[device]
         disabled = tuning.disabled_optimizers if tuning else self.manifest.disabled_optimizers
         model = _with_attention(artifact, tuning.attention, options) if tuning and tuning.attention else artifact.model
-        with huge_pages() if device is Device.CPU else contextlib.nullcontext():
+        with huge_pages() if device is Device.CPU else contextlib.nullcontext(Moving()) as self._moving:
             self.session = _open_session(artifact, model, device, settings, options, disabled)
         _check_placement(self.session, provider)
         self.name = f"onnxruntime {provider}"
@@ -81,6 +81,7 @@ class OrtRunner:
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run; see `Runner.prepare`. On a GPU inputs and outputs are bound there, and each run is awaited."""
+        self._moving.wait()
         feed, names = self._feed(batch), list(self.output_names)
         if self.device in (Device.CPU, Device.TENSORRT_RTX):  # the plugin takes its inputs from the host
             return lambda: _seconds(lambda: self._guarded(lambda: self.session.run(names, feed)))
