@@ -16,6 +16,7 @@ from adakron_export.identity import Identity
 from adakron_export.input_space import exported_space, full_config, model_space
 from adakron_export.onnx_file import write_model
 from adakron_export.runtimes.base import Array
+from adakron_export.runtimes.graph_file import check_graph_file
 from adakron_export.runtimes.opening import open_on
 from adakron_export.runtimes.openvino import OpenVinoRunner
 from adakron_export.runtimes.ort import OrtRunner
@@ -139,6 +140,7 @@ def artifact_runner(artifact: Artifact, device: Device) -> OrtRunner | OpenVinoR
     """An artifact where it computes; half precision in ONNX Runtime on the CPU is emulated."""
     if not artifact.manifest.computes_in_half or device is not Device.CPU:
         return open_on(artifact, device)
+    check_graph_file(artifact)
     import onnx_ir as ir
 
     from adakron_export.graph.emulation import emulate
