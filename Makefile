@@ -59,8 +59,7 @@ types: venv ## Check types
 floor: venv ## Test with the lowest versions that are allowed, beside the torch that is there
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target out/floor $(FLOOR_HUB) 2>/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target out/floor $(FLOOR)
-	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/test_peft_contract.py tests/test_peft_method.py \
-		tests/test_export.py
+	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/test_peft_contract.py tests/test_export.py
 
 interop: venv ## Open artifacts in optimum-onnx, sentence-transformers and transformers.js, each by itself
 	$(BIN)/python tests/interop/optimum_onnx.py

@@ -275,7 +275,7 @@ class Artifact:
         """
         problems = self.hashed.result() if self.hashed is not None else problems_of(self.folder, self.manifest.files)
         if problems:
-            raise ArtifactError(f"{self.folder}: {problems}; export it again, or restore the files")
+            raise ArtifactError(f"{self.folder}: {problems}; or export it again")
 
     def was_replaced(self) -> bool:
         """Whether another export has taken its place since it was opened."""
@@ -297,14 +297,14 @@ def problems_of(folder: Path, files: Mapping[str, str]) -> str:
     there = {name for name in files_of(folder) if name not in (*_UNLISTED, *_MANIFESTS)}
     missing, unlisted = sorted(files.keys() - there), sorted(there - files.keys())
     if missing:
-        return f"changed since it was written: {first_few(missing)} missing"
+        return f"changed since it was written: {first_few(missing)} missing; restore the files"
     if unlisted:
-        return f"holds files that its manifest does not list: {first_few(unlisted)}"
+        return f"holds files that its manifest does not list: {first_few(unlisted)}; move them away"
     odd = [name for name in files if not (folder / name).is_file()]
     if odd:
-        return f"holds what is no plain file: {first_few(odd)}"
+        return f"holds what is no plain file: {first_few(odd)}; restore the files"
     changed = [name for name, digest in files.items() if sha256_of(folder / name) != digest]
-    return f"changed since it was written: {first_few(changed)}" if changed else ""
+    return f"changed since it was written: {first_few(changed)}; restore the files" if changed else ""
 
 
 def is_artifact(path: Path) -> bool:

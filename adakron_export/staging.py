@@ -29,10 +29,16 @@ _SUFFIX = ".partial"
 def write_text(file: Path, text: str) -> None:
     """Write a file in one step: readers see the old one or the new one, and a full disk leaves the old one.
 
+    What is no file, such as ``/dev/stdout`` or a pipe, is written to as it is.
+
     Raises:
         OSError: It cannot be written; the error names it.
     """
     with named_in_errors(file):
+        if _is_stream(file):
+            with file.open("w", encoding="utf-8") as stream:
+                stream.write(text)
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor, name = tempfile.mkstemp(prefix=f".{file.name}.", suffix=_SUFFIX, dir=file.parent)
         try:
@@ -66,6 +72,8 @@ def check_writable(place: Path) -> None:
     Raises:
         OSError: Nothing can be; the error names the folder that refuses it.
     """
+    if _is_stream(place):
+        return
     folder = Path(os.path.abspath(place)).parent  # noqa: PTH100 - a link in the way stays a link
     while not folder.exists():
         folder = folder.parent
@@ -173,6 +181,11 @@ def _entries(folder: Path) -> list[str]:
     return sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_symlink() or not path.is_dir()
     )
+
+
+def _is_stream(place: Path) -> bool:
+    """Whether something is there that is neither a file nor a folder; ``/dev/stdout`` may lead to a file."""
+    return place.exists() and (place.parts[:2] == ("/", "dev") or not (place.is_file() or place.is_dir()))
 
 
 def _umask() -> int:

@@ -42,7 +42,8 @@ def print_parity(report: ParityReport) -> None:
 
 def _print_identity(report: ParityReport) -> None:
     for mismatch in report.mismatches:
-        echo(f"{click.style('not comparable', fg='red', bold=True)}: {mismatch}")
+        echo(click.wrap_text(f"{click.style('not comparable', fg='red', bold=True)}: {mismatch}", 80,
+                             subsequent_indent="  "))  # fmt: skip
     if report.weights:
         for change in report.weights.changed:
             echo(f"weights {click.style('FAILED', fg='red', bold=True)}: {change}")

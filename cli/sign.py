@@ -14,9 +14,9 @@ from .console import echo
 @click.argument("folder")
 @click.option("--key", "private_key", required=True, metavar="PEM", help="The private key, of an elliptic curve.")
 def sign(folder: str, private_key: str) -> None:
-    """Sign an artifact or an engine, so that its users can tell that it is yours.
+    """Sign an artifact or an engine.
 
-    A password of the key is read from ADAKRON_EXPORT_KEY_PASSWORD.
+    Its users can then tell that it is yours. A password of the key is read from ADAKRON_EXPORT_KEY_PASSWORD.
     """
     from adakron_export.signing import PASSWORD_VARIABLE
     from adakron_export.signing import sign as make_signature
@@ -28,7 +28,10 @@ def sign(folder: str, private_key: str) -> None:
 @click.argument("folder")
 @click.option("--key", "public_key", required=True, metavar="PEM", help="The public key of who should have signed it.")
 def verify(folder: str, public_key: str) -> None:
-    """Exit with 1 unless an artifact or an engine is what the owner of a key signed."""
+    """Check who signed an artifact or engine.
+
+    Exits with 1 unless every file is what the key's owner signed.
+    """
     from adakron_export.errors import BadSignatureError
     from adakron_export.signing import verify as check
 

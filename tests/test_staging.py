@@ -141,6 +141,18 @@ def test_a_full_disk_leaves_the_old_file_and_names_it(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["results.jsonl"]
 
 
+def test_streams_are_written_to_as_they_are(tmp_path, demo_artifact):
+    os.mkfifo(tmp_path / "pipe")
+    reader = subprocess.Popen(["cat", tmp_path / "pipe"], stdout=subprocess.PIPE, text=True)
+    write_text(tmp_path / "pipe", "through the pipe")
+    assert reader.communicate()[0] == "through the pipe"
+    words = ["predict", str(demo_artifact), "--text", "x", "-o", "/dev/stdout"]
+    code = "import sys; from adakron_export.cli.main import main; main(sys.argv[1:])"
+    shown = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
+    assert shown.stdout.startswith('{"text": "x"')
+    assert os.path.islink("/dev/stdout")  # noqa: PTH114 - it leads to a pipe
+
+
 def test_links_out_of_a_checkpoint_are_not_followed(tmp_path):
     secret = tmp_path / "secret.json"
     secret.write_text('{"password": "x"}')
@@ -175,7 +187,7 @@ for number in range(40):
         update_manifest(open_artifact(folder), lambda manifest: replace(manifest, versions={"run": str(number)}))
     else:
         export_onnx(checkpoint, folder, overwrite=True, validate=False)
-        if number == 4:
+        if number == 2:
             break
 """
 READ = """
@@ -203,7 +215,7 @@ def test_readers_see_the_old_artifact_or_the_new_one(what, writers, demo_artifac
     stop.touch()
     out, err = reader.communicate()
     assert reader.returncode == 0, err.decode()[-2000:]
-    assert int(out) > 5
+    assert int(out) > 3
     assert open_artifact(folder)
 
 

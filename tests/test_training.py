@@ -332,6 +332,7 @@ def test_two_processes_learn_as_one_with_doubled_accumulation(backbone, data, tm
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_torch_compile_trains_the_same(backbone, data, tmp_path):
     plain = train(recipe_of(backbone, data, max_steps=2, dropout=0.0), tmp_path / "plain")
     compiled = train(recipe_of(backbone, data, max_steps=2, dropout=0.0, compile=True), tmp_path / "compiled")

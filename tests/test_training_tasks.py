@@ -188,6 +188,7 @@ def test_a_completion_is_learned_and_its_prompt_is_not(gpt2):
     assert whole[0]["labels"] == whole[0]["input_ids"]
 
 
+@pytest.mark.slow
 def test_a_mixture_learns_to_write(gpt2, tmp_path):
     rows = [{"prompt": "good", "completion": "red"}, {"prompt": "bad", "completion": "blue"}] * 16
     result = train_on(gpt2, rows, tmp_path, task="text-generation", num_experts=2, kron_order="a1_a2",

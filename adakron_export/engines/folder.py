@@ -129,7 +129,7 @@ def open_engine(folder: str | Path, *, allow_code: bool = False) -> EngineFolder
     manifest = _read(path / MANIFEST)
     problems = problems_of(path, manifest.files)
     if problems:
-        raise EngineError(f"{path}: {problems}; build it again")
+        raise EngineError(f"{path}: {problems}; or build it again")
     return EngineFolder(path, manifest, allow_code)
 
 

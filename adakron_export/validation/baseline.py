@@ -21,7 +21,7 @@ from adakron_export.validation.latency import FEWEST_ROUNDS, Interval, Latency, 
 
 FORMAT_VERSION = 2
 NEEDED_POWER = 0.8
-_LEAST, _MOST = 0.01, 100.0  # of a ratio: beyond it the two do not do the same work
+_LEAST, _MOST = 0.002, 500.0  # of a ratio: beyond it the two do not do the same work
 _OUTDATED = 0.5
 _INTERVAL = 1.96  # standard errors on each side
 _Key = tuple[str, str]  # side and shape
