@@ -304,11 +304,15 @@ def test_a_place_that_cannot_be_written_is_found_before_the_work(command, demo_a
 @pytest.fixture
 def keys(tmp_path):
     pytest.importorskip("model_signing")
+    from cryptography.hazmat.primitives import serialization as form
+    from cryptography.hazmat.primitives.asymmetric import ec
+
     for name in ("mine", "other"):
-        private = tmp_path / f"{name}.pem"
-        subprocess.run(["openssl", "ecparam", "-name", "prime256v1", "-genkey", "-noout", "-out", private], check=True)
-        subprocess.run(["openssl", "ec", "-in", private, "-pubout", "-out", tmp_path / f"{name}.pub"], check=True,
-                       capture_output=True)  # fmt: skip
+        key = ec.generate_private_key(ec.SECP256R1())
+        private = key.private_bytes(form.Encoding.PEM, form.PrivateFormat.PKCS8, form.NoEncryption())
+        public = key.public_key().public_bytes(form.Encoding.PEM, form.PublicFormat.SubjectPublicKeyInfo)
+        (tmp_path / f"{name}.pem").write_bytes(private)
+        (tmp_path / f"{name}.pub").write_bytes(public)
     return tmp_path
 
 
