@@ -179,7 +179,20 @@ class _Parity:
 
 
 @dataclass(frozen=True, slots=True)
-class _Attempt:
+class Attempt:
+    """What came of a rung.
+
+    Attributes:
+        label: The rung's.
+        metric: That decides.
+        reference: Its value in eager PyTorch.
+        candidate: Of the artifact.
+        flips: Texts whose answer changed.
+        examples: Texts in all.
+        size_bytes: Of the graph and its weights.
+        held: Whether it was good enough.
+    """
+
     label: str
     metric: str
     reference: float
@@ -189,6 +202,10 @@ class _Attempt:
     size_bytes: int
     held: bool
 
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
 
 @dataclass(frozen=True, slots=True)
 class _Ladder:
@@ -196,7 +213,7 @@ class _Ladder:
 
     data: str
     max_accuracy_drop: float
-    attempts: list[_Attempt]
+    attempts: list[Attempt]
 
 
 @dataclass(frozen=True, slots=True)
@@ -407,13 +424,18 @@ def files_of(folder: Path) -> list[str]:
     return sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
 
 
-def written_files(folder: Path) -> list[str] | None:
-    """The files of an artifact that an export wrote; ``None`` for what is no artifact."""
+def written_files(folder: Path, manifest: str = MANIFEST) -> list[str] | None:
+    """The files of a folder that its manifest lists, and what goes with it; ``None`` for what has none.
+
+    Args:
+        folder: An artifact's or an engine's.
+        manifest: The name of its manifest.
+    """
     try:
-        files = read_object(folder / MANIFEST)["files"]
+        files = read_object(folder / manifest)["files"]
     except (OSError, ValueError, KeyError):
         return None
-    return [MANIFEST, SIGNATURE, *files] if isinstance(files, dict) else None
+    return [manifest, SIGNATURE, *files] if isinstance(files, dict) else None
 
 
 def is_inside(name: str) -> bool:

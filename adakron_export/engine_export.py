@@ -11,17 +11,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
-from adakron_export.artifact import DTYPES, INT4, Artifact, dtype_named, is_artifact, open_artifact
+from adakron_export.artifact import DTYPES, INT4, Artifact, dtype_named, is_artifact, open_artifact, written_files
 from adakron_export.companions import copy_companions
 from adakron_export.engines.builder import BuiltEngine, EngineOptions, build_engine
 from adakron_export.engines.flavors import Flavor, flavor_named
 from adakron_export.engines.folder import (
     ENGINE,
     LOG,
+    MANIFEST,
     EngineFolder,
     EngineManifest,
     write_engine_manifest,
-    written_files,
 )
 from adakron_export.engines.gpu import first_gpu
 from adakron_export.engines.profiles import Profile, Shape, profiles_for, shape_text, tensor_shape
@@ -87,7 +87,9 @@ def export_engine(
         CheckpointError: The checkpoint cannot be read.
     """
     chosen, settings, folder = flavor_named(flavor), options or EngineOptions(), Path(output)
-    replaceable = partial(check_replaceable, folder, ours=written_files, overwrite=overwrite)
+    replaceable = partial(
+        check_replaceable, folder, ours=partial(written_files, manifest=MANIFEST), overwrite=overwrite
+    )
     problem = replaceable()
     if problem:
         raise EngineError(problem)

@@ -16,6 +16,7 @@ from adakron_export.artifact import (
     LADDER,
     PARITY,
     Artifact,
+    Attempt,
     Manifest,
     SourceFile,
     TensorInfo,
@@ -34,7 +35,7 @@ from adakron_export.extras import package_versions, require
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.targets import Target, check_dtype, target_named
 from adakron_export.input_space import model_space
-from adakron_export.ladder import Attempt, Judge, Rung, first_that_holds, rungs_of
+from adakron_export.ladder import Judge, Rung, first_that_holds, rungs_of
 from adakron_export.layouts import check_layout, lay_out_for_javascript
 from adakron_export.onnx_file import write_model
 from adakron_export.places import check_there

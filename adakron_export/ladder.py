@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from adakron_export.artifact import INT4, QUANTISED_DTYPES, Artifact
+from adakron_export.artifact import INT4, QUANTISED_DTYPES, Artifact, Attempt
 from adakron_export.device import Device
 from adakron_export.errors import DataError, ExportError
 from adakron_export.evaluation_data import EvaluationData, compare_on_data
@@ -37,35 +37,6 @@ class Rung:
     def label(self) -> str:
         """As people read it."""
         return f"{self.dtype}, scales per token" if self.per_token else self.dtype
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """What came of a rung.
-
-    Attributes:
-        label: The rung's.
-        metric: That decides.
-        reference: Its value in eager PyTorch.
-        candidate: Of the artifact.
-        flips: Texts whose answer changed.
-        examples: Texts in all.
-        size_bytes: Of the graph and its weights.
-        held: Whether it was good enough.
-    """
-
-    label: str
-    metric: str
-    reference: float
-    candidate: float
-    flips: int
-    examples: int
-    size_bytes: int
-    held: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain data."""
-        return asdict(self)
 
 
 def rungs_of(target: Target, dtype: str, max_accuracy_drop: float | None, data: str | None) -> list[Rung]:

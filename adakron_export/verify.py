@@ -115,9 +115,8 @@ def validate(
     batches = _chosen([*make_batches(right.space, seed=seed), *(text.batches if text else ())], batch)
     generated = [each for each in batches if not each.name.startswith("data-")]
     report = _compare_sides(right, candidate, generated if batch is None else batches, limits, seed, progress)
-    report = replace(report, mismatches=(*mismatches, *report.mismatches))
-    if batch is None:
-        report = replace(report, weights=_weights(right, graph, progress))
+    weights = _weights(right, graph, progress)
+    report = replace(report, mismatches=(*mismatches, *report.mismatches), weights=weights)
     if text is not None and batch is None:
         own = _own_text(candidate, text, limit, seed, progress) if mismatches else text
         report = _with_text(report, right, candidate, text, own, max_drop, progress)

@@ -133,15 +133,6 @@ def open_engine(folder: str | Path, *, allow_code: bool = False) -> EngineFolder
     return EngineFolder(path, manifest, allow_code)
 
 
-def written_files(folder: Path) -> list[str] | None:
-    """The files of an engine's folder that a build wrote; ``None`` for what is none."""
-    try:
-        files = read_object(folder / MANIFEST)["files"]
-    except (OSError, ValueError, KeyError):
-        return None
-    return [MANIFEST, SIGNATURE, *files] if isinstance(files, dict) else None
-
-
 def _read(path: Path) -> EngineManifest:
     try:
         content = read_object(path)
