@@ -186,8 +186,8 @@ def test_bench_measures_saves_and_guards(cli, demo_artifact, tmp_path):
     assert len(content["latencies"]) == 4
     assert content["latencies"][0]["speedup"] is None
 
-    for row in saved["rows"]:
-        row["ratios"] = [ratio / 3 for ratio in row["ratios"]]
+    for row in saved["rows"]:  # faster than any machine's noise hides
+        row["ratios"] = [0.003] * len(row["ratios"])
     (tmp_path / "fast.json").write_text(json.dumps(saved))
     refused = cli("bench", demo_artifact, *common, "--baseline", tmp_path / "fast.json", code=2)
     assert "was edited since it was measured" in refused.stderr
