@@ -39,7 +39,7 @@ slow: venv ## Run the slow tests too
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not gpu"
 
 fuzz: venv ## Read 50,000 damaged files of every kind
-	FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -n auto tests/test_fuzz.py
+	FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) $(BIN)/python -m pytest -n auto tests/whole/test_fuzz.py
 
 gpu: ## Test and measure on an NVIDIA GPU, in .venv-gpu (without TensorRT: GPU_RUNTIME=gpu)
 	$(MAKE) --no-print-directory VENV=.venv-gpu RUNTIME=$(GPU_RUNTIME) gpu-all
@@ -59,7 +59,7 @@ types: venv ## Check types
 floor: venv ## Test with the lowest versions that are allowed, beside the torch that is there
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target out/floor $(FLOOR_HUB) 2>/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target out/floor $(FLOOR)
-	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/test_peft_contract.py tests/test_export.py
+	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/adapter/test_peft_contract.py tests/verbs/test_export.py
 
 interop: venv ## Open artifacts in optimum-onnx, sentence-transformers and transformers.js, each by itself
 	$(BIN)/python tests/interop/optimum_onnx.py

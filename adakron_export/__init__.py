@@ -16,54 +16,73 @@ from adakron_export.extras import missing_package
 if TYPE_CHECKING:
     from adakron_export.adapter.config import AdaKronConfig
     from adakron_export.adapter.folding import fold
-    from adakron_export.adapter.loading import load_model
     from adakron_export.adapter.tuner import AdaKronModel, rescale_adapter_scale
-    from adakron_export.artifact import Artifact, open_artifact
-    from adakron_export.benchmarking import BenchReport, bench
-    from adakron_export.conversion import convert
+    from adakron_export.artifacts.artifact import Artifact, open_artifact
+    from adakron_export.artifacts.shapes import EngineShapes
+    from adakron_export.checkpoints.loading import load_model
+    from adakron_export.data.settings import TextSettings
+    from adakron_export.engines.settings import EngineOptions
     from adakron_export.errors import AdaKronError
-    from adakron_export.export import ExportResult, export_onnx
-    from adakron_export.inspection import inspect
-    from adakron_export.prediction import predict
-    from adakron_export.publishing import push_to_hub
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.batching import run_texts
-    from adakron_export.runtimes.opening import open_runner
-    from adakron_export.runtimes.transformers_model import OnnxModel
+    from adakron_export.subjects.opening import open_runner
+    from adakron_export.subjects.subject import Subject
+    from adakron_export.subjects.transformers_model import OnnxModel
+    from adakron_export.timing.settings import Guard, Timing
     from adakron_export.training.recipe import Recipe
-    from adakron_export.training.run import TrainingResult, train
-    from adakron_export.tuning import TuneReport, tune
+    from adakron_export.validation.limits import Batches, Limits
     from adakron_export.validation.parity import ParityReport
-    from adakron_export.verify import validate
+    from adakron_export.verbs.bench import BenchReport, bench
+    from adakron_export.verbs.convert import convert
+    from adakron_export.verbs.inspect import inspect
+    from adakron_export.verbs.onnx import ExportResult, export_onnx
+    from adakron_export.verbs.predict import predict
+    from adakron_export.verbs.publish import push_to_hub
+    from adakron_export.verbs.settings import ExportSettings
+    from adakron_export.verbs.tensorrt import EngineResult, export_engine
+    from adakron_export.verbs.train import TrainingResult, train
+    from adakron_export.verbs.tune import TuneReport, tune
+    from adakron_export.verbs.validate import validate
 
 _HOMES = {
     "AdaKronConfig": "adapter.config",
     "AdaKronError": "errors",
     "AdaKronModel": "adapter.tuner",
-    "Artifact": "artifact",
-    "BenchReport": "benchmarking",
-    "ExportResult": "export",
-    "OnnxModel": "runtimes.transformers_model",
+    "Artifact": "artifacts.artifact",
+    "Batches": "validation.limits",
+    "BenchReport": "verbs.bench",
+    "EngineOptions": "engines.settings",
+    "EngineResult": "verbs.tensorrt",
+    "EngineShapes": "artifacts.shapes",
+    "ExportResult": "verbs.onnx",
+    "ExportSettings": "verbs.settings",
+    "Guard": "timing.settings",
+    "Limits": "validation.limits",
+    "OnnxModel": "subjects.transformers_model",
     "ParityReport": "validation.parity",
     "Recipe": "training.recipe",
     "Runner": "runtimes.base",
-    "TrainingResult": "training.run",
-    "TuneReport": "tuning",
-    "bench": "benchmarking",
-    "convert": "conversion",
-    "export_onnx": "export",
+    "Subject": "subjects.subject",
+    "TextSettings": "data.settings",
+    "Timing": "timing.settings",
+    "TrainingResult": "verbs.train",
+    "TuneReport": "verbs.tune",
+    "bench": "verbs.bench",
+    "convert": "verbs.convert",
+    "export_engine": "verbs.tensorrt",
+    "export_onnx": "verbs.onnx",
     "fold": "adapter.folding",
-    "inspect": "inspection",
-    "load_model": "adapter.loading",
-    "open_artifact": "artifact",
-    "open_runner": "runtimes.opening",
-    "predict": "prediction",
-    "push_to_hub": "publishing",
+    "inspect": "verbs.inspect",
+    "load_model": "checkpoints.loading",
+    "open_artifact": "artifacts.artifact",
+    "open_runner": "subjects.opening",
+    "predict": "verbs.predict",
+    "push_to_hub": "verbs.publish",
     "rescale_adapter_scale": "adapter.tuner",
     "run_texts": "runtimes.batching",
-    "train": "training.run",
-    "tune": "tuning",
-    "validate": "verify",
+    "train": "verbs.train",
+    "tune": "verbs.tune",
+    "validate": "verbs.validate",
 }
 
 __all__ = [
@@ -71,17 +90,28 @@ __all__ = [
     "AdaKronError",
     "AdaKronModel",
     "Artifact",
+    "Batches",
     "BenchReport",
+    "EngineOptions",
+    "EngineResult",
+    "EngineShapes",
     "ExportResult",
+    "ExportSettings",
+    "Guard",
+    "Limits",
     "OnnxModel",
     "ParityReport",
     "Recipe",
     "Runner",
+    "Subject",
+    "TextSettings",
+    "Timing",
     "TrainingResult",
     "TuneReport",
     "__version__",
     "bench",
     "convert",
+    "export_engine",
     "export_onnx",
     "fold",
     "inspect",

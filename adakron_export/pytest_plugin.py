@@ -6,97 +6,147 @@ pytest loads this in every session of an environment that has the package, so no
 from __future__ import annotations
 
 import shlex
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 
+from adakron_export.data.settings import TextSettings
 from adakron_export.errors import AdaKronError
-from adakron_export.quantities import parse_seconds, parse_shapes, parse_share
+from adakron_export.options.fields import Option, options_of
 from adakron_export.reporting.terminal import printable
+from adakron_export.subjects.subject import Subject
+from adakron_export.timing.settings import Guard, Timing
+from adakron_export.validation.limits import Limits
 
 if TYPE_CHECKING:
-    from adakron_export.artifact import Artifact
-    from adakron_export.benchmarking import BenchReport
+    from adakron_export.artifacts.artifact import Artifact
     from adakron_export.runtimes.base import Runner
-    from adakron_export.validation.baseline import Regression
+    from adakron_export.timing.baseline import Regression
     from adakron_export.validation.parity import ParityReport
+    from adakron_export.verbs.bench import BenchReport
 
+R = TypeVar("R")
 _SHOWN_FAILURES = 10
+
+
+_OF_TESTED = ("backbone", "device", "allow_engine_code")
+_OF_TIMING = ("shapes", "budget_s")
+_OF_GUARD = ("baseline", "max_regression", "strict", "other_machine")
+_RECORDS: tuple[tuple[type, tuple[str, ...]], ...] = (
+    (Subject, _OF_TESTED), (Limits, ()), (TextSettings, ()), (Timing, _OF_TIMING), (Guard, _OF_GUARD),
+)  # fmt: skip
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the options; without an artifact and a checkpoint nothing else happens."""
     group = parser.getgroup("adakron", "adakron-export: hold an artifact to its checkpoint")
-    group.addoption("--adakron-artifact", metavar="DIR", help="Test this artifact.")
-    group.addoption("--adakron-checkpoint", metavar="PATH", help="What it was exported from, or another artifact.")
-    group.addoption("--adakron-backbone", metavar="DIR_OR_ID", help="By default what the checkpoint names.")
+    group.addoption("--adakron-artifact", metavar="DIR", help="Artifact to test.")
     group.addoption(
-        "--adakron-device", metavar="NAME", default="cpu", help="cpu, openvino, cuda, tensorrt, tensorrt-rtx."
+        "--adakron-checkpoint", metavar="PATH", help="Checkpoint it was exported from, or another artifact."
     )
-    group.addoption("--adakron-data", metavar="DATA", help="Labelled text: test the accuracy too.")
-    group.addoption("--adakron-max-drop", metavar="X", type=float, default=0.005, help="Of the task's metric.")
-    group.addoption("--adakron-baseline", metavar="FILE", help="Of `bench --save-baseline`: test the latency too.")
-    group.addoption("--adakron-max-regression", metavar="SHARE", default="5%", help="How much slower: 5%% or 0.05.")
-    group.addoption("--adakron-shapes", metavar="LIST", help="Texts and tokens; by default those of the baseline.")
-    group.addoption("--adakron-budget", metavar="TIME", default="60s", help="For the rounds of the latency.")
-    group.addoption("--adakron-other-machine", action="store_true", help="Take a baseline of another machine too.")
-    group.addoption("--adakron-strict", action="store_true", help="Fail too where too few rounds were made to tell.")
-    group.addoption("--adakron-engine-code", action="store_true", help="Let host code of an engine run.")
+    group.addoption("--adakron-data", metavar="DATA", help="Labelled text, on which the accuracy is tested too.")
     group.addoption("--adakron-report", metavar="DIR", help="Write a page and report.json there.")
+    for record, names in _RECORDS:
+        for each in options_of(record, *names):
+            _add(group, each)
 
 
-class _Subject:
+def _add(group: Any, each: Option) -> None:
+    """One option of a record; its text is read when the session is configured."""
+    shown = each.default if each.shown is None else each.shown
+    default = "" if shown in (None, "", ()) or each.kind is bool else f" (default: {shown})"
+    text = (each.help + default).replace("%", "%%")
+    if each.kind is not bool:
+        group.addoption(f"--adakron-{each.flag}", metavar=each.metavar or each.kind.__name__.upper(), help=text)
+        return
+    group.addoption(f"--adakron-{each.flag}", action="store_const", const=True, help=text)
+    if each.default is None:
+        group.addoption(
+            f"--adakron-no-{each.flag}", action="store_const", const=False, dest=f"adakron_{each.name}",
+            help=f"The contrary of --adakron-{each.flag}.",
+        )  # fmt: skip
+
+
+def _taken(config: pytest.Config, record: type[R], *names: str, **more: Any) -> R:
+    """A record of what was given.
+
+    Raises:
+        AdaKronError: A value makes no sense.
+    """
+    given: dict[str, Any] = {}
+    for each in options_of(record, *names):
+        text = config.getoption(f"--adakron-{each.flag}")
+        if text is not None:
+            given[each.name] = _value(each, text)
+    return record(**given, **more)
+
+
+def _value(each: Option, text: Any) -> Any:
+    if isinstance(text, bool):
+        return text
+    if each.read is not None:
+        return each.read(text)
+    try:
+        return each.kind(text)
+    except ValueError as error:
+        raise AdaKronError(f"--adakron-{each.flag} is {text!r}; it must be a number") from error
+
+
+class _Tested:
     """What is tested, measured when it is first asked for."""
 
     def __init__(self, config: pytest.Config) -> None:
         self.option = lambda name: config.getoption(f"--adakron-{name}")
-        self.max_regression = parse_share(self.option("max-regression"))
-        self.budget_s = parse_seconds(self.option("budget"))
-        shapes = self.option("shapes")
-        self.shapes = parse_shapes(shapes) if shapes else None
+        given = _taken(config, Subject, *_OF_TESTED, path=self.option("checkpoint"))
+        self.reference = replace(given, device="cpu")
+        self.subject = replace(given, path=self.option("artifact"), backbone=None)
+        self.limits = _taken(config, Limits)
+        self.timing = _taken(config, Timing, *_OF_TIMING)
+        self.guard = _taken(config, Guard, *_OF_GUARD)
+        text = _taken(config, TextSettings)
+        self.text = None if text == TextSettings() else text
+        self.data = self.option("data")
+        if self.data is None and (self.text is not None or self.limits.max_drop is not None):
+            raise AdaKronError("columns, cells and max_drop are about text, and none is named; pass --adakron-data")
+        if self.guard.baseline is None and self.timing != Timing():
+            raise AdaKronError("shapes and budget are of the latency; pass --adakron-baseline to test it")
 
     @cached_property
     def artifact(self) -> Artifact:
-        from adakron_export.artifact import open_artifact
+        from adakron_export.artifacts.artifact import open_artifact
 
-        return open_artifact(self.option("artifact"))
+        return open_artifact(self.subject.path)
 
     @cached_property
     def runner(self) -> Runner:
-        from adakron_export.runtimes.opening import open_runner
+        from adakron_export.subjects.opening import open_subject
 
-        return open_runner(self.option("artifact"), device=self.option("device"))
+        return open_subject(self.subject).runner
 
     @cached_property
     def parity(self) -> ParityReport:
-        from adakron_export.verify import validate
+        from adakron_export.verbs.validate import validate
 
         return validate(
-            self.option("artifact"), against=self.option("checkpoint"), backbone=self.option("backbone"),
-            device=self.option("device"), data=self.option("data"), max_drop=self.option("max-drop"),
-            layers=self.option("report") is not None, allow_engine_code=self.option("engine-code"),
+            self.subject, against=self.reference, data=self.data, text=self.text, limits=self.limits,
+            layers=self.option("report") is not None,
         )  # fmt: skip
 
     @cached_property
     def latency(self) -> BenchReport:
-        from adakron_export.benchmarking import bench
+        from adakron_export.verbs.bench import bench
 
-        return bench(
-            [self.option("artifact")], against=self.option("checkpoint"), backbone=self.option("backbone"),
-            device=self.option("device"), shapes=self.shapes, budget_s=self.budget_s,
-            baseline=self.option("baseline"), max_regression=self.max_regression,
-            other_machine=self.option("other-machine"), strict=self.option("strict"),
-            allow_engine_code=self.option("engine-code"),
-        )  # fmt: skip
+        return bench([self.subject], against=self.reference, timing=self.timing, guard=self.guard)
 
     def measured(self, name: str) -> Any:
         """What was measured already, such as ``parity``; ``None`` otherwise."""
         return self.__dict__.get(name)
 
 
-_SUBJECT = pytest.StashKey[_Subject]()
+_TESTED = pytest.StashKey[_Tested]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -113,7 +163,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("numprocesses", None):
         raise pytest.UsageError("an artifact is not tested beside other tests, which would slow it: run without -n")
     try:
-        config.stash[_SUBJECT] = _Subject(config)
+        config.stash[_TESTED] = _Tested(config)
         if config.getoption("--adakron-report"):
             from adakron_export.reporting.report import check_report_folder
 
@@ -132,7 +182,7 @@ class ArtifactTest(pytest.Item):
 
     def runtest(self) -> None:
         """Measure, note the figures for JUnit, and fail with what is wrong."""
-        subject = self.config.stash[_SUBJECT]
+        subject = self.config.stash[_TESTED]
         figures, wrong = {"parity": _parity, "accuracy": _accuracy, "latency": _latency}[self.part](subject)
         self.user_properties += figures
         if wrong:
@@ -152,7 +202,7 @@ class ArtifactTest(pytest.Item):
 _Outcome = tuple[list[tuple[str, object]], list[str]]
 
 
-def _parity(subject: _Subject) -> _Outcome:
+def _parity(subject: _Tested) -> _Outcome:
     report = subject.parity
     rows = [row for row in report.rows if not row.passed]
     wrong = [
@@ -170,7 +220,7 @@ def _parity(subject: _Subject) -> _Outcome:
     return [("max_abs_error", report.max_abs_error)], wrong
 
 
-def _accuracy(subject: _Subject) -> _Outcome:
+def _accuracy(subject: _Tested) -> _Outcome:
     found = subject.parity.accuracy
     assert found is not None
     figures = [(f"{pair.metric} of the {side}", getattr(pair, side))
@@ -178,13 +228,14 @@ def _accuracy(subject: _Subject) -> _Outcome:
     figures.append(("answers changed", len(found.flips)))
     if found.passed:
         return figures, []
-    wrong = [f"{found.metrics[0].metric} is {found.drop:.4f} worse, the limit is {found.max_drop:g}"]
+    drop, limit = 100 * found.drop, 100 * found.max_drop
+    wrong = [f"{found.metrics[0].metric} is {drop:.2f} points worse, the limit is {limit:g}"]
     for flip in found.flips[:_SHOWN_FAILURES]:
         wrong.append(f"{flip.place}: {flip.reference} became {flip.candidate} (label {flip.label}): {flip.text[:60]}")
     return figures, wrong
 
 
-def _latency(subject: _Subject) -> _Outcome:
+def _latency(subject: _Tested) -> _Outcome:
     report = subject.latency
     figures = [(f"slowdown of {row.side} at {row.shape}", row.slowdown.estimate) for row in report.regressions]
     wrong = [
@@ -206,29 +257,28 @@ def _undecided(row: Regression) -> str:
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
     """Add the ready tests: parity always, accuracy where there is text, latency where there is a baseline."""
-    if _SUBJECT not in config.stash:
+    if _TESTED not in config.stash:
         return
-    option = config.stash[_SUBJECT].option
+    option = config.stash[_TESTED].option
     parts = ["parity", *(["accuracy"] if option("data") else []), *(["latency"] if option("baseline") else [])]
     items += [ArtifactTest.from_parent(session, name=part, nodeid=f"adakron::{part}", part=part) for part in parts]
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """Write the report of what was measured."""
-    subject = session.config.stash.get(_SUBJECT, None)
+    subject = session.config.stash.get(_TESTED, None)
     if subject is None or not subject.option("report"):
         return
     parity, latency = subject.measured("parity"), subject.measured("latency")
     if parity is None and latency is None:
         return
     from adakron_export.extras import package_versions
-    from adakron_export.inspection import subject_of
-    from adakron_export.machine import describe_machine
     from adakron_export.reporting.report import report_content, write_report
+    from adakron_export.verbs.inspect import subject_of
 
     content = report_content(
         subject=subject_of(subject.option("artifact")),
-        machine=latency.machine if latency else describe_machine(device=subject.option("device"), threads=None),
+        machine=latency.machine if latency else _machine(subject.subject.device),
         versions=package_versions(),
         repeat=shlex.join(["pytest", *map(str, session.config.invocation_params.args)]),
         parity=parity.to_json() if parity else None,
@@ -237,9 +287,16 @@ def pytest_sessionfinish(session: pytest.Session) -> None:
     write_report(subject.option("report"), content)
 
 
+def _machine(device: str) -> dict[str, Any]:
+    from adakron_export.machine.description import describe_machine
+    from adakron_export.runtimes.table import runtime_on
+
+    return describe_machine(device=device, on_gpu=runtime_on(device).on_gpu)
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Say what was measured, and where the report is."""
-    subject = config.stash.get(_SUBJECT, None)
+    subject = config.stash.get(_TESTED, None)
     if subject is None:
         return
     parity, latency = subject.measured("parity"), subject.measured("latency")
@@ -256,8 +313,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"adakron: report {Path(subject.option('report')) / 'index.html'}")
 
 
-def _subject(request: pytest.FixtureRequest) -> _Subject:
-    found = request.config.stash.get(_SUBJECT, None)
+def _tested(request: pytest.FixtureRequest) -> _Tested:
+    found = request.config.stash.get(_TESTED, None)
     if found is None:
         pytest.skip("needs --adakron-artifact and --adakron-checkpoint")
     return found
@@ -266,22 +323,22 @@ def _subject(request: pytest.FixtureRequest) -> _Subject:
 @pytest.fixture(scope="session")
 def adakron_artifact(request: pytest.FixtureRequest) -> Artifact:
     """The artifact, opened."""
-    return _subject(request).artifact
+    return _tested(request).artifact
 
 
 @pytest.fixture(scope="session")
 def adakron_runner(request: pytest.FixtureRequest) -> Runner:
     """The artifact, loaded: ``adakron_runner.run(batch)``."""
-    return _subject(request).runner
+    return _tested(request).runner
 
 
 @pytest.fixture(scope="session")
 def adakron_parity(request: pytest.FixtureRequest) -> ParityReport:
     """Its comparison with the checkpoint, made once per session."""
-    return _subject(request).parity
+    return _tested(request).parity
 
 
 @pytest.fixture(scope="session")
 def adakron_latency(request: pytest.FixtureRequest) -> BenchReport:
     """Its latencies and the checkpoint's, measured once per session."""
-    return _subject(request).latency
+    return _tested(request).latency

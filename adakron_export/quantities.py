@@ -1,20 +1,21 @@
-"""Shapes, durations and shares as people write them."""
+"""Shapes, durations and points as people write them, and numbers as JSON holds them."""
 
 from __future__ import annotations
 
+import math
 import re
 
 from adakron_export.errors import RunnerError
 
 
-def parse_shapes(text: str) -> list[tuple[int, int]]:
+def parse_shapes(text: str) -> tuple[tuple[int, int], ...]:
     """Shapes such as ``1x16,8x128``.
 
     Raises:
         RunnerError: It is not of that form.
     """
     found = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in text.split(",")]
-    shapes = [(int(match[1]), int(match[2])) for match in found if match]
+    shapes = tuple((int(match[1]), int(match[2])) for match in found if match)
     if len(shapes) < len(found) or any(0 in shape for shape in shapes):
         raise RunnerError(f"shapes are {text!r}; write TEXTSxTOKENS, such as 1x16,8x128")
     return shapes
@@ -32,6 +33,11 @@ def parse_shape(text: str) -> tuple[int, int]:
     return shapes[0]
 
 
+def parse_names(text: str) -> tuple[str, ...]:
+    """Names such as ``8.6,8.9``."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
 def parse_seconds(text: str) -> float:
     """A duration such as ``60s`` or ``2m``; a bare number is seconds.
 
@@ -44,13 +50,18 @@ def parse_seconds(text: str) -> float:
     return float(found[1]) * (1 if found[2] in (None, "s") else 60)
 
 
-def parse_share(text: str) -> float:
-    """A share such as ``5%`` or ``0.05``.
+def parse_points(text: str) -> float:
+    """Points of 100, such as ``0.5`` or ``0.5%``: both are half a point.
 
     Raises:
         RunnerError: It is not of that form.
     """
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", text.strip())
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text.strip())
     if found is None:
-        raise RunnerError(f"{text!r} is no share; write 5% or 0.05")
-    return float(found[1]) / (100 if found[2] else 1)
+        raise RunnerError(f"{text!r} is no number of points; write 0.5 or 0.5%")
+    return float(found[1])
+
+
+def as_json(value: float) -> float | str:
+    """A number that JSON can hold: an infinite one is the text ``inf``."""
+    return value if math.isfinite(value) else "inf"

@@ -21,7 +21,7 @@ from machine import describe
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from adakron_export import AdaKronConfig, export_onnx, open_runner, run_texts
+from adakron_export import AdaKronConfig, ExportSettings, Subject, export_onnx, open_runner, run_texts
 from adakron_export.runtimes.batching import BATCH_SIZE
 
 
@@ -73,7 +73,12 @@ def artifact(folder: Path) -> Path:
     get_peft_model(model, AdaKronConfig(r=24, k=4, task_type="SEQ_CLS", init_weights=False)).save_pretrained(
         str(folder / "checkpoint")
     )
-    export_onnx(folder / "checkpoint", folder / "artifact", backbone=minilm(), target="ort-cpu", validate=False)
+    export_onnx(
+        Subject(folder / "checkpoint", backbone=minilm()),
+        folder / "artifact",
+        target="ort-cpu",
+        settings=ExportSettings(validate=False),
+    )
     return folder / "artifact"
 
 

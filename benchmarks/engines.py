@@ -27,7 +27,7 @@ from transformers import (
     logging,
 )
 
-from adakron_export import AdaKronConfig, export_onnx
+from adakron_export import AdaKronConfig, ExportSettings, export_onnx
 
 ROOT = Path(__file__).parents[1]
 DTYPES = ("fp32", "fp16", "bf16", "int8", "fp8")
@@ -93,7 +93,14 @@ def export(source: Path, folder: Path, dtype: str) -> Path:
         texts = (line.rpartition("\t")[0] for line in TEXT.read_text(encoding="utf-8").splitlines()[1:])
         data = source.parent / "texts.jsonl"
         data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    export_onnx(source, folder, target="tensorrt", dtype=dtype, data=data and str(data), validate=False)
+    export_onnx(
+        source,
+        folder,
+        target="tensorrt",
+        dtype=dtype,
+        data=data and str(data),
+        settings=ExportSettings(validate=False),
+    )
     return folder
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import logging
 import re
 import statistics
 import subprocess
@@ -16,11 +17,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from machine import describe
+
+from adakron_export import ExportSettings, Subject
 
 MB = 1e6
 ROUNDS = 3
@@ -55,21 +57,23 @@ def make_checkpoint(name: str, folder: Path) -> tuple[Path, Path | None]:
     return folder / "adapter", backbone
 
 
-@dataclass
-class StageMeter:
-    """Notes each stage of an export, and the highest memory in it."""
+class StageMeter(logging.Handler):
+    """Notes each stage of an export that is logged, and the highest memory in it."""
 
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__()
+        self.stages: list[dict[str, Any]] = []
 
-    def __call__(self, stage: str) -> None:
+    def emit(self, record: logging.LogRecord) -> None:
         """Begin a stage; batches of the validation count as one."""
+        stage = record.getMessage()
         if stage.startswith("batch"):
             return
-        self.close()
+        self.end()
         Path("/proc/self/clear_refs").write_text("5")  # from here on VmHWM is the stage's own peak
         self.stages.append({"stage": stage, "start_s": time.perf_counter()})
 
-    def close(self) -> None:
+    def end(self) -> None:
         """End the last stage."""
         if self.stages and "peak_mb" not in self.stages[-1]:
             start = self.stages[-1].pop("start_s")
@@ -89,11 +93,13 @@ def measure_export(checkpoint: Path, backbone: Path | None, folder: Path) -> dic
     """Export and validate in this process."""
     from adakron_export import export_onnx
 
-    meter = StageMeter()
+    meter, logger = StageMeter(), logging.getLogger("adakron_export")
+    logger.addHandler(meter)
+    logger.setLevel(logging.INFO)
     start = time.perf_counter()
-    result = export_onnx(checkpoint, folder, backbone=backbone, progress=meter)
+    result = export_onnx(Subject(checkpoint, backbone=backbone), folder)
     seconds = time.perf_counter() - start
-    meter.close()
+    meter.end()
     assert result.artifact is not None, result.parity
     assert result.parity is not None
     return {
@@ -126,7 +132,14 @@ def measure_ours(checkpoint: Path, backbone: Path | None, folder: Path) -> dict[
     from adakron_export import export_onnx
 
     place = folder.with_name("unvalidated")
-    return timed(lambda: export_onnx(checkpoint, place, backbone=backbone, target="ort-cpu", validate=False))
+    return timed(
+        lambda: export_onnx(
+            Subject(checkpoint, backbone=backbone),
+            place,
+            target="ort-cpu",
+            settings=ExportSettings(validate=False),
+        )
+    )
 
 
 def timed(run: Callable[[], object]) -> dict[str, Any]:

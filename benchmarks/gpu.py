@@ -24,15 +24,15 @@ import graphs
 from machine import describe
 from picture import draw_bars
 
-from adakron_export import export_onnx, validate
-from adakron_export.artifact import open_artifact, write_manifest
-from adakron_export.engine_export import export_engine
-from adakron_export.engines.flavors import FLAVORS
-from adakron_export.engines.gpu import first_gpu
+from adakron_export import EngineShapes, ExportSettings, Subject, export_onnx, validate
+from adakron_export.artifacts.artifact import open_artifact, write_manifest
 from adakron_export.errors import AdaKronError
+from adakron_export.machine.flavors import FLAVORS
+from adakron_export.machine.gpu import first_gpu
 from adakron_export.quantities import parse_seconds, parse_shape
-from adakron_export.validation.latency import Latency, measure, speedup
-from adakron_export.worker import RunnerProcess, RunnerSettings
+from adakron_export.timing.latency import Latency, measure, speedup
+from adakron_export.timing.process import RunnerProcess
+from adakron_export.verbs.tensorrt import export_engine
 
 PEERS = str(Path(__file__).with_name("peers.py"))
 BARE, LAUNCHED = ", without adapters", ", without CUDA graphs"
@@ -117,7 +117,7 @@ def bert_base(folder: Path, shapes: list[tuple[int, int]]) -> Model:
 
 
 def made(model: Model, folder: Path, device: str) -> tuple[dict[str, str], dict[str, str]]:
-    """Each side's `RunnerSettings.path`, and why others are missing; with a colon it is a peer's."""
+    """Each side's `Subject.path`, and why others are missing; with a colon it is a peer's."""
     sides = {"eager fp32": str(model.checkpoint), "eager fp16": f"torch fp16:{model.checkpoint}"}
     for kind in ("torch.compile fp32", "torch.compile fp16"):
         sides[kind] = f"{kind}:{model.checkpoint}"
@@ -155,14 +155,18 @@ def artifact(model: Model, folder: Path, target: str, dtype: str) -> Path:
     place = folder / f"{target}-{dtype}"
     if not place.is_dir():
         data = str(model.text) if dtype in ("int8", "fp8") else None
-        export_onnx(model.checkpoint, place, target=target, dtype=dtype, data=data, validate=False)
+        export_onnx(
+            model.checkpoint, place, target=target, dtype=dtype, data=data, settings=ExportSettings(validate=False)
+        )
     return place
 
 
 def engine(source: Path, flavor: str, model: Model) -> Path:
     """An engine of it."""
     place = source.with_name(f"{source.name}-{flavor}")
-    export_engine(source, place, flavor=flavor, opt_shape=model.opt_shape, max_shape=model.max_shape)
+    export_engine(
+        source, place, flavor=flavor, shapes=EngineShapes(opt_shape=model.opt_shape, max_shape=model.max_shape)
+    )
     return place
 
 
@@ -187,10 +191,10 @@ def timed(
         for label, path in list(sides.items()):
             say(f"open {label}")
             peer = ":" in path
-            settings = RunnerSettings(path, device=options.device, backbone=reference if peer else None)
-            command = (PEERS,) if peer else ("-m", "adakron_export.worker")
+            subject = Subject(path, device=options.device, backbone=reference if peer else None)
+            command = (PEERS,) if peer else ("-m", "adakron_export.timing.process")
             try:
-                process = stack.enter_context(RunnerProcess(settings, command))
+                process = stack.enter_context(RunnerProcess(subject, command))
                 for shape in shapes:
                     process.prepare(shape, longest_s=0.0)
             except AdaKronError as error:
@@ -202,7 +206,7 @@ def timed(
         for shape in shapes:
             yield (
                 f"{shape[0]}x{shape[1]}",
-                measure(processes, shape, budget_s=budget_s, reference=None, progress=say),
+                measure(processes, shape, budget_s=budget_s, reference=None),
             )
 
 
@@ -213,7 +217,7 @@ def compared(model: Model, sides: Mapping[str, str], device: str) -> list[dict[s
         if ":" in path or BARE in label or label.startswith("eager"):
             continue
         say(f"validate {label}")
-        report = validate(path, against=model.checkpoint, device=device)
+        report = validate(Subject(path, device=device), against=model.checkpoint)
         rows.append({"side": label, "passed": report.passed, "max_abs_error": report.max_abs_error})
     return rows
 

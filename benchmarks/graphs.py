@@ -23,14 +23,14 @@ from peft import get_peft_model
 from torch import Tensor
 from transformers import BertConfig, BertForSequenceClassification
 
-from adakron_export import AdaKronConfig, export_onnx
-from adakron_export.adapter.pooling import read_pooling
-from adakron_export.adapter.task_model import TaskModel
+from adakron_export import AdaKronConfig, ExportSettings, export_onnx
+from adakron_export.artifacts.onnx_file import write_model
+from adakron_export.checkpoints.pooling import read_pooling
+from adakron_export.checkpoints.task_model import TaskModel
 from adakron_export.graph.build import build_graph, torch_dtype
 from adakron_export.graph.passes.quantize import DynamicInt8Pass
 from adakron_export.graph.passes.rewriting import initializer
-from adakron_export.graph.targets import target_named
-from adakron_export.onnx_file import write_model
+from adakron_export.graph.targets import GraphSpec
 from adakron_export.tasks import Task
 
 DEMO = Path(__file__).parents[1] / "models" / "demo"
@@ -81,19 +81,19 @@ def texts(folder: Path, place: Path) -> None:
 @once("artifact")
 def artifact(folder: Path, place: Path) -> None:
     """Ours."""
-    export_onnx(checkpoint(folder), place, target="ort-cpu", validate=False)
+    export_onnx(checkpoint(folder), place, target="ort-cpu", settings=ExportSettings(validate=False))
 
 
 @once("artifact-int8")
 def artifact_int8(folder: Path, place: Path) -> None:
     """Ours in int8."""
-    export_onnx(checkpoint(folder), place, target="ort-cpu", dtype="int8", validate=False)
+    export_onnx(checkpoint(folder), place, target="ort-cpu", dtype="int8", settings=ExportSettings(validate=False))
 
 
 @once("artifact-openvino")
 def artifact_openvino(folder: Path, place: Path) -> None:
     """Ours for OpenVINO."""
-    export_onnx(checkpoint(folder), place, target="openvino", validate=False)
+    export_onnx(checkpoint(folder), place, target="openvino", settings=ExportSettings(validate=False))
 
 
 @once("artifact-openvino-bf16")
@@ -104,13 +104,20 @@ def artifact_openvino_bf16(folder: Path, place: Path) -> None:
 
     if "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         sys.exit(MISSING)
-    export_onnx(checkpoint(folder), place, target="openvino", dtype="bf16", validate=False)
+    export_onnx(checkpoint(folder), place, target="openvino", dtype="bf16", settings=ExportSettings(validate=False))
 
 
 @once("artifact-openvino-int8")
 def artifact_openvino_int8(folder: Path, place: Path) -> None:
     """Ours for OpenVINO in int8."""
-    export_onnx(checkpoint(folder), place, target="openvino", dtype="int8", data=str(texts(folder)), validate=False)
+    export_onnx(
+        checkpoint(folder),
+        place,
+        target="openvino",
+        dtype="int8",
+        data=str(texts(folder)),
+        settings=ExportSettings(validate=False),
+    )
 
 
 @once("bare")
@@ -124,10 +131,10 @@ def write_bare(checkpoint: Path, folder: Path, *, target: str, dtype: str) -> No
     """The graph of a checkpoint's backbone and head alone."""
     from adakron_export import load_model
 
-    lowered_for = target_named(target)
-    model = load_model(checkpoint).unload().to(torch_dtype(lowered_for, dtype))
+    spec = GraphSpec(target, dtype).complete()
+    model = load_model(checkpoint).unload().to(torch_dtype(spec))
     whole = TaskModel(model, Task.TEXT_CLASSIFICATION, pooling=read_pooling(folder)).eval()
-    write_model(build_graph(whole, opset=lowered_for.default_opset(dtype), target=lowered_for, dtype=dtype), folder)
+    write_model(build_graph(whole, spec), folder)
 
 
 def bare_model(folder: Path, attention: str = "sdpa") -> Any:
@@ -324,7 +331,7 @@ def size(artifact: Path) -> int:
     return sum(file.stat().st_size for file in artifact.glob("model.onnx*"))
 
 
-# What `RunnerSettings.path` is for each side; with a colon it is a peer's.
+# What `Subject.path` is for each side; with a colon it is a peer's.
 SIDES: dict[str, Callable[[Path], str]] = {
     "eager": lambda folder: str(checkpoint(folder)),
     "torch.compile": lambda folder: f"torch.compile fp32:{checkpoint(folder)}",

@@ -13,6 +13,7 @@ import json
 import shutil
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,9 @@ from machine import describe
 from peft import get_peft_model
 from transformers import AutoModelForSequenceClassification
 
-from adakron_export import AdaKronConfig, bench, export_onnx, open_artifact
-from adakron_export.artifact import write_manifest
-from adakron_export.onnx_file import write_model
+from adakron_export import AdaKronConfig, ExportSettings, Guard, Timing, bench, export_onnx, open_artifact
+from adakron_export.artifacts.artifact import write_manifest
+from adakron_export.artifacts.onnx_file import write_model
 from adakron_export.quantities import parse_seconds, parse_shapes
 
 LIMIT, SLOWER = 0.05, 0.10
@@ -55,18 +56,18 @@ def experiment(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Both artifacts, each held to the baseline so many times."""
     checkpoint, artifact = folder / "checkpoint", folder / "now" / "artifact"
     save_checkpoint(options.backbone or minilm(), checkpoint)
-    export_onnx(checkpoint, artifact, target="ort-cpu", validate=False)
+    export_onnx(checkpoint, artifact, target="ort-cpu", settings=ExportSettings(validate=False))
     budget_s, shapes = parse_seconds(options.budget), parse_shapes(options.shapes)
-    common: dict[str, Any] = {"against": checkpoint, "shapes": shapes, "budget_s": budget_s}
+    common: dict[str, Any] = {"against": checkpoint, "timing": Timing(shapes=shapes, budget_s=budget_s)}
     baseline = folder / "baseline.json"
-    bench([artifact], baseline_to_save=baseline, **common)
-    size, measured = search_size(artifact, folder / "slower" / "artifact", {**common, "baseline": baseline})
+    bench([artifact], **common, guard=Guard(save_to=str(baseline)))
+    size, measured = search_size(artifact, folder / "slower" / "artifact", common, str(baseline))
 
     rows: dict[str, list[dict[str, Any]]] = {"unchanged": [], "slower": []}
     for repeat in range(options.repeats):
         for name, path in (("unchanged", artifact), ("slower", folder / "slower" / "artifact")):
             start = time.perf_counter()
-            report = bench([path], baseline=baseline, max_regression=LIMIT, **common)
+            report = bench([path], **common, guard=Guard(baseline=str(baseline), max_regression=100 * LIMIT))
             seconds = time.perf_counter() - start
             rows[name].append({"passed": report.passed, "seconds": round(seconds, 1),
                                "slowdowns": [row.slowdown.estimate for row in report.regressions]})  # fmt: skip
@@ -86,14 +87,15 @@ def save_checkpoint(backbone: Path, folder: Path) -> None:
             shutil.copyfile(backbone / file, folder / file)
 
 
-def search_size(artifact: Path, slower: Path, common: dict[str, Any]) -> tuple[int, float]:
+def search_size(artifact: Path, slower: Path, common: dict[str, Any], baseline: str) -> tuple[int, float]:
     """The size of a product that makes the artifact take a tenth longer, by bisection, and what was measured then."""
     low, high = SIZES
     size, measured = 0, 0.0
     while high - low > 1:
         size = (low + high) // 2
         write_slower(artifact, slower, size)
-        report = bench([slower], max_regression=NEVER, **{**common, "budget_s": 2 * common["budget_s"]})
+        twice = replace(common["timing"], budget_s=2 * common["timing"].budget_s)
+        report = bench([slower], **{**common, "timing": twice}, guard=Guard(baseline=baseline, max_regression=NEVER))
         measured = float(np.mean([row.slowdown.estimate for row in report.regressions])) - 1
         print(f"product of {size}: {measured:+.1%}", flush=True)
         if abs(measured - SLOWER) <= NEAR:

@@ -25,8 +25,9 @@ from latency_table import print_tables
 from machine import describe
 
 from adakron_export.quantities import parse_seconds, parse_shape
-from adakron_export.validation.latency import Latency, measure, speedup
-from adakron_export.worker import RunnerProcess, RunnerSettings
+from adakron_export.subjects.subject import Subject
+from adakron_export.timing.latency import Latency, measure, speedup
+from adakron_export.timing.process import RunnerProcess
 
 SHAPES = ("1x16", "1x128", "1x384", "1x512", "8x128")
 PEERS = str(Path(__file__).with_name("peers.py"))
@@ -111,12 +112,12 @@ def run(options: argparse.Namespace, sides: Mapping[str, str], artifact: Path) -
         processes = {}
         for label, path in sides.items():
             progress(f"open {label}")
-            settings = RunnerSettings(path, threads=options.threads, backbone=str(artifact) if ":" in path else None)
-            command = (PEERS,) if ":" in path else ("-m", "adakron_export.worker")
-            processes[label] = stack.enter_context(RunnerProcess(settings, command))
+            subject = Subject(path, threads=options.threads, backbone=str(artifact) if ":" in path else None)
+            command = (PEERS,) if ":" in path else ("-m", "adakron_export.timing.process")
+            processes[label] = stack.enter_context(RunnerProcess(subject, command))
         budget_s = parse_seconds(options.budget)
         latencies = {
-            shape: measure(processes, parse_shape(shape), budget_s=budget_s, reference=None, progress=progress)
+            shape: measure(processes, parse_shape(shape), budget_s=budget_s, reference=None)
             for shape in options.shapes.split(",")
         }
     return {

@@ -6,7 +6,7 @@ import os
 from typing import Any
 
 from adakron_export.extras import package_versions
-from adakron_export.machine import describe_machine
+from adakron_export.machine.description import describe_machine
 
 
 def describe() -> dict[str, Any]:

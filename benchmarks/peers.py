@@ -1,6 +1,6 @@
-"""Other runtimes, served to a benchmark as `adakron_export.worker` serves our own: one in a process of its own.
+"""Other runtimes, served to a benchmark as `adakron_export.timing.process` serves our own: each in its own process.
 
-`RunnerSettings.path` is ``KIND:PATH``, and `backbone` an artifact of the same model, which says what it takes.
+`Subject.path` is ``KIND:PATH``, and `backbone` an artifact of the same model, which says what it takes.
 """
 
 from __future__ import annotations
@@ -9,17 +9,17 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from adakron_export import open_runner
-from adakron_export.artifact import open_artifact
-from adakron_export.input_space import exported_space
+from adakron_export.artifacts.artifact import open_artifact
 from adakron_export.runtimes.base import Array, Batch, Runner
 from adakron_export.runtimes.huge_pages import huge_pages
-from adakron_export.validation.batches import InputSpace
-from adakron_export.worker import RunnerSettings, serve
+from adakron_export.runtimes.space import InputSpace
+from adakron_export.subjects.space import exported_space
+from adakron_export.timing.process import Subject, serve
 
 
 class PlainRunner:
@@ -57,30 +57,37 @@ class PlainRunner:
         return self._place({name: np.ascontiguousarray(batch[name]) for name in self.input_names})
 
 
-def open_peer(settings: RunnerSettings) -> tuple[Runner, InputSpace]:
+class Peer(NamedTuple):
+    """A runtime, opened, and what it takes."""
+
+    runner: Runner
+    space: InputSpace
+
+
+def open_peer(subject: Subject) -> Peer:
     """Open one by its kind."""
-    kind, _, path = settings.path.partition(":")
-    space = exported_space(open_artifact(str(settings.backbone)))
-    return OPENERS[kind](space.names, Path(path), settings), space
+    kind, _, path = subject.path.partition(":")
+    space = exported_space(open_artifact(str(subject.backbone)))
+    return Peer(OPENERS[kind](space.names, Path(path), subject), space)
 
 
-def launched(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
+def launched(names: tuple[str, ...], path: Path, subject: Subject) -> Runner:
     """Our own runner without CUDA graphs."""
-    return open_runner(path, device=settings.device)
+    return open_runner(path, device=subject.device)
 
 
-def artifact_in_openvino(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
+def artifact_in_openvino(names: tuple[str, ...], path: Path, subject: Subject) -> Runner:
     """Our own runner on OpenVINO."""
-    return open_runner(path, device="openvino", threads=settings.threads)
+    return open_runner(path, device="openvino", threads=subject.threads)
 
 
-def onnxruntime(names: tuple[str, ...], path: Path, settings: RunnerSettings, *disabled: str) -> Runner:
+def onnxruntime(names: tuple[str, ...], path: Path, subject: Subject, *disabled: str) -> Runner:
     """A file in ONNX Runtime as it comes, or without some of its optimisers."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.log_severity_level = 3
-    options.intra_op_num_threads = settings.threads or 0
+    options.intra_op_num_threads = subject.threads or 0
     providers = ["CPUExecutionProvider"]
     session = ort.InferenceSession(path, options, providers=providers, disabled_optimizers=list(disabled))
     used = {value.name for value in session.get_inputs()}
@@ -88,42 +95,42 @@ def onnxruntime(names: tuple[str, ...], path: Path, settings: RunnerSettings, *d
     return PlainRunner("onnxruntime", names, compute)
 
 
-def hand_built(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
+def hand_built(names: tuple[str, ...], path: Path, subject: Subject) -> Runner:
     """A file in ONNX Runtime set up as our own are: what is compared is the graph."""
     with huge_pages() as moving:
-        runner = onnxruntime(names, path, settings, "SkipLayerNormFusion")
+        runner = onnxruntime(names, path, subject, "SkipLayerNormFusion")
     moving.wait()
     return runner
 
 
-def openvino(names: tuple[str, ...], path: Path, settings: RunnerSettings) -> Runner:
+def openvino(names: tuple[str, ...], path: Path, subject: Subject) -> Runner:
     """A file in OpenVINO, its own or ONNX, in fp32 as far as the file is."""
     import openvino as ov
 
     config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}
-    if settings.threads:
-        config["INFERENCE_NUM_THREADS"] = settings.threads
+    if subject.threads:
+        config["INFERENCE_NUM_THREADS"] = subject.threads
     request = ov.compile_model(str(path), "CPU", config).create_infer_request()
     compute = lambda feed: request.infer(feed, share_inputs=True, share_outputs=True)["logits"]  # noqa: E731
     return PlainRunner("openvino", names, compute)
 
 
 def torch_model(
-    names: tuple[str, ...], path: Path, settings: RunnerSettings, *, dtype: str = "float32", compiled: bool = False
+    names: tuple[str, ...], path: Path, subject: Subject, *, dtype: str = "float32", compiled: bool = False
 ) -> Runner:
     """A checkpoint with its adapters folded, eager or under torch.compile; on a GPU that records CUDA graphs."""
     import torch
 
     from adakron_export import fold, load_model
 
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    model: Any = fold(load_model(path)).eval().to(settings.device, getattr(torch, dtype))
+    if subject.threads:
+        torch.set_num_threads(subject.threads)
+    model: Any = fold(load_model(path)).eval().to(subject.device, getattr(torch, dtype))
     if compiled:
-        model = torch.compile(model, mode="reduce-overhead" if settings.device == "cuda" else None, dynamic=False)
+        model = torch.compile(model, mode="reduce-overhead" if subject.device == "cuda" else None, dynamic=False)
 
     def place(feed: dict[str, Array]) -> Any:
-        return {name: torch.from_numpy(array).to(settings.device) for name, array in feed.items()}
+        return {name: torch.from_numpy(array).to(subject.device) for name, array in feed.items()}
 
     def compute(tensors: Any) -> Array:
         with torch.inference_mode():

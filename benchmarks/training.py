@@ -29,8 +29,8 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from adakron_export import Recipe
+from adakron_export.timing.process import peak_memory_mb
 from adakron_export.training.recipe import make_recipe, read_settings
-from adakron_export.worker import peak_memory_mb
 
 SPEED_STEPS = 60
 WIDTH = 17  # of the bottleneck: 81,512 parameters with the head, where AdaKron r=24 has 81,470
@@ -118,8 +118,8 @@ def plain_model(build: Callable[[Any], Any]) -> Callable[..., Any]:
 
 def run_here(method: str, seed: int, data: Path, *, only_speed: bool) -> dict[str, Any]:
     """Train in this process; or only time some steps."""
+    from adakron_export.data.data import load_data
     from adakron_export.training.callbacks import Clock, Saving, TensorBoard
-    from adakron_export.training.data import load_data
     from adakron_export.training.model import count_parameters, find_backbone, load_trainable
     from adakron_export.training.preparation import prepare_trainer
 
@@ -127,10 +127,10 @@ def run_here(method: str, seed: int, data: Path, *, only_speed: bool) -> dict[st
     recipe = recipe_of(method, seed, data)
     if only_speed:
         recipe = replace(recipe, max_steps=SPEED_STEPS)
-    rows = load_data(recipe, lambda _: None)
+    rows = load_data(recipe)
     load = load_trainable if build is None else plain_model(build)
     with tempfile.TemporaryDirectory() as folder:
-        trainer = prepare_trainer(recipe, rows, find_backbone(recipe), Path(folder), say=lambda _: None, load=load)
+        trainer = prepare_trainer(recipe, rows, find_backbone(recipe), Path(folder), load=load)
         clock = Clock()
         trainer.add_callback(clock)
         trainer.remove_callback(TensorBoard)

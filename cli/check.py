@@ -6,6 +6,8 @@ import sys
 
 import click
 
+from adakron_export.machine.flavors import FLAVORS
+
 from . import options
 from .console import echo
 
@@ -17,10 +19,10 @@ _SHOWN = 5
 @click.option(
     "--for",
     "flavor",
-    type=click.Choice(["auto", "tensorrt", "rtx"]),
+    type=click.Choice(["auto", *FLAVORS]),
     default="auto",
     show_default=True,
-    help="Whose parser is asked.",
+    help="Builder whose parser is asked.",
 )
 @options.as_json
 def check(artifact: str, flavor: str, as_json: bool) -> None:
@@ -28,9 +30,9 @@ def check(artifact: str, flavor: str, as_json: bool) -> None:
 
     Its own parser is asked, which needs no GPU.
     """
-    from adakron_export.artifact import open_artifact
+    from adakron_export.artifacts.artifact import open_artifact
     from adakron_export.engines.checking import check_support
-    from adakron_export.engines.flavors import parser_named
+    from adakron_export.machine.flavors import parser_named
 
     report = check_support(open_artifact(artifact), parser_named(flavor))
     if as_json:

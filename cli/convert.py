@@ -6,15 +6,17 @@ from typing import Any
 
 import click
 
+from adakron_export.subjects.subject import Subject
+
 from . import options
 from .console import echo
 
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--backbone", required=True, metavar="DIR_OR_ID", help="What it was trained on.")
-@click.option("-o", "--output", required=True, metavar="DIR", help="The PEFT folder to write.")
-@options.task
+@click.option("--backbone", required=True, metavar="DIR_OR_ID", help="Backbone that it was trained on.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="PEFT folder to write.")
+@options.of(Subject, "task")
 @options.overwrite
 @options.as_json
 def convert(checkpoint: str, backbone: str, output: str, *, as_json: bool, **settings: Any) -> None:
@@ -25,7 +27,7 @@ def convert(checkpoint: str, backbone: str, output: str, *, as_json: bool, **set
     """
     from adakron_export import convert as convert_checkpoint
 
-    folder = convert_checkpoint(checkpoint, output, backbone=backbone, progress=options.stage_printer(), **settings)
+    folder = convert_checkpoint(checkpoint, output, backbone=backbone, **settings)
     if as_json:
         options.print_json({"folder": str(folder)})
     else:

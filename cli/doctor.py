@@ -12,7 +12,7 @@ from .console import echo
 @options.as_json
 def doctor(as_json: bool) -> None:
     """Say what this machine has, what will work, and what to install."""
-    from adakron_export.doctor import examine
+    from adakron_export.verbs.doctor import examine
 
     found = examine()
     if as_json:

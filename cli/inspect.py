@@ -7,20 +7,22 @@ from typing import Any
 
 import click
 
+from adakron_export.subjects.subject import Subject
+
 from . import options
 from .console import echo
 
 
 @click.command()
 @click.argument("path")
-@options.backbone
+@options.of(Subject, "backbone")
 @options.as_json
 def inspect(path: str, backbone: str | None, as_json: bool) -> None:
     """Show what a checkpoint or an artifact holds."""
-    from adakron_export.inspection import CheckpointInfo
-    from adakron_export.inspection import inspect as look_into
+    from adakron_export.verbs.inspect import CheckpointInfo
+    from adakron_export.verbs.inspect import inspect as look_into
 
-    info = look_into(path, backbone=backbone, progress=options.stage_printer())
+    info = look_into(path, backbone=backbone)
     if as_json:
         options.print_json(info.to_json())
     elif isinstance(info, CheckpointInfo):

@@ -9,7 +9,7 @@ import click
 from .console import echo
 
 if TYPE_CHECKING:
-    from adakron_export.benchmarking import BenchReport
+    from adakron_export.verbs.bench import BenchReport
 
 
 def print_latency(report: BenchReport) -> None:

@@ -17,7 +17,7 @@ from . import options
 from .bench import bench
 from .check import check
 from .compare import compare
-from .console import echo
+from .console import echo, stages_shown
 from .convert import convert
 from .doctor import doctor
 from .inspect import inspect
@@ -44,7 +44,8 @@ class _Group(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with stages_shown():
+                return super().invoke(ctx)
         except (click.exceptions.Exit, click.ClickException, click.Abort):
             raise
         except KeyboardInterrupt:

@@ -7,37 +7,38 @@ from typing import Any
 
 import click
 
-from adakron_export.artifact import LAYOUTS, TARGETS
+from adakron_export.data.settings import TextSettings
+from adakron_export.graph.dtypes import DTYPE_SYNONYMS, DTYPES
+from adakron_export.graph.targets import TARGETS
+from adakron_export.subjects.subject import Subject
+from adakron_export.validation.limits import Limits
+from adakron_export.verbs.settings import ExportSettings
 
 from . import options
 from .console import echo
 
+_OF_CHECKPOINT = ("backbone", "task")
+
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("-o", "--output", required=True, metavar="DIR", help="The artifact's folder.")
-@options.backbone
-@click.option("--target", type=click.Choice(TARGETS), default="portable", show_default=True, help="What runs it.")
-@click.option("--dtype", type=options.DTYPE, default="fp32", show_default=True, help="What it computes in.")
-@click.option("--opset", type=int, metavar="N",
-              help="Of the standard operators, 18 to 23.  [default: 20; int4: 21; ort-cpu: 23]")  # fmt: skip
-@click.option("--data", metavar="DATA", help="Text to calibrate int8 or fp8 on (tensorrt, openvino).")
-@click.option("--max-accuracy-drop", type=float, metavar="POINTS",
-              help="On --data, of 100: fall back from int8 or int4 as needed.")  # fmt: skip
-@options.task
-@options.atol
-@click.option("--no-validate", is_flag=True, help="Do not compare with eager PyTorch.")
-@click.option("--layout", type=click.Choice(LAYOUTS), default="flat", show_default=True,
-              help="Of the folder: who looks for the model where.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Write the artifact even if a check fails.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write the artifact to.")
+@options.of(Subject, *_OF_CHECKPOINT)
+@click.option("--target", type=click.Choice([*TARGETS]), default="portable", show_default=True,
+              help="Runtime to export for.")  # fmt: skip
+@click.option("--dtype", type=options.Named([*DTYPES], DTYPE_SYNONYMS), default="fp32", show_default=True,
+              help="Precision that the graph computes in.")  # fmt: skip
+@options.of(ExportSettings)
+@click.option("--data", metavar="DATA", help="Labelled text, to find int8 or fp8 scales on and to measure --max-drop.")
+@options.of(TextSettings)
+@options.of(Limits)
 @options.overwrite
 @options.push_to_hub
 @options.private
 @options.as_json
 def onnx(
-    output: str, *, checkpoint: str, as_json: bool, no_validate: bool, push_to_hub: str | None, private: bool,
-    **settings: Any,
-) -> None:  # fmt: skip
+    output: str, *, checkpoint: str, as_json: bool, push_to_hub: str | None, private: bool, **settings: Any
+) -> None:
     """Export CHECKPOINT to ONNX and prove it equal.
 
     CHECKPOINT is a PEFT folder, its hub id, or a file of the reference implementation. The artifact is put in
@@ -46,7 +47,10 @@ def onnx(
     options.check_push(push_to_hub, private=private)
     from adakron_export import export_onnx
 
-    result = export_onnx(checkpoint, output, validate=not no_validate, progress=options.stage_printer(), **settings)
+    subject = options.take(Subject, settings, *_OF_CHECKPOINT, path=checkpoint)
+    limits, text = options.take(Limits, settings), options.take_text(settings)
+    made = options.take(ExportSettings, settings, text=text)
+    result = export_onnx(subject, output, limits=limits, settings=made, **settings)
     if as_json:
         parity = result.parity.to_json() if result.parity else None
         attempts = [row.to_json() for row in result.attempts]
@@ -72,9 +76,9 @@ def _print(result: Any) -> None:
         print_parity(result.parity)
     if not result.written:
         echo(f"{result.folder} was not written; --force writes it all the same, and --atol and "
-                   "--max-accuracy-drop set other limits")  # fmt: skip
+                   "--max-drop set other limits")  # fmt: skip
         return
-    from adakron_export.artifact import files_of
+    from adakron_export.artifacts.listing import files_of
 
     echo(f"wrote {result.folder}")
     for name in files_of(result.folder):

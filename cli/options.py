@@ -3,26 +3,25 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
-from adakron_export.artifact import DTYPES, TORCH_NAMES
-from adakron_export.device import Device
+from adakron_export.data.settings import TextSettings
 from adakron_export.errors import AdaKronError
-from adakron_export.tasks import SYNONYMS, Task
+from adakron_export.options.fields import Option, options_of
 
 from .console import echo
 
-backbone = click.option("--backbone", metavar="DIR_OR_ID", help="The backbone; by default what the checkpoint names.")
+R = TypeVar("R")
+
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what is there, at the end, in one step.")
+data = click.option("--data", metavar="DATA", help="Labelled text: a file, a folder, glue:NAME or a hub id.")
 
 
 class Named(click.Choice[str]):
@@ -42,17 +41,74 @@ class Named(click.Choice[str]):
         return super().convert(self.synonyms.get(value, value), param, ctx)
 
 
-TASK = Named([each.value for each in Task], SYNONYMS)
-DTYPE = Named(DTYPES, TORCH_NAMES)
-DEVICE = click.Choice([each.value for each in Device])
-task = click.option("--task", type=TASK, help="Inferred by default.")
-device = click.option("--device", type=DEVICE, default="cpu", show_default=True, help="Where it runs.")
-atol = click.option("--atol", type=float, metavar="X", help="Largest absolute error; by default the dtype's.")
+def of(record: type, *names: str, prefix: str = "", switches: bool = False) -> Callable[[Any], Any]:
+    """Give a command the options of a record's fields, all of them or those of these names.
+
+    Args:
+        record: Its fields come from `adakron_export.options.fields.option`.
+        names: Only these.
+        prefix: Before each flag, such as ``against-``.
+        switches: Whether each choice of yes or no has both flags, since a file may say either.
+    """
+
+    def add(command: Any) -> Any:
+        for each in reversed(options_of(record, *names)):
+            command = _click_option(each, prefix, switches=switches)(command)
+        return command
+
+    return add
 
 
-engine_code = click.option(
-    "--allow-engine-code", is_flag=True, help="Let host code run that an engine may bring along; it has your rights."
-)
+def _click_option(each: Option, prefix: str, *, switches: bool) -> Callable[[Any], Any]:
+    name, flag = f"{prefix.replace('-', '_')}{each.name}", f"--{prefix}{each.flag}"
+    if each.kind is bool:
+        off = f"--no-{prefix}{each.flag}"
+        if switches or each.default is None:
+            return click.option(f"{flag}/{off}", name, default=None, help=each.help)
+        return click.option(
+            off if each.default else flag, name, default=None, is_flag=True, flag_value=not each.default,
+            help=f"Do not {each.help[0].lower()}{each.help[1:]}" if each.default else each.help,
+        )  # fmt: skip
+    settings: dict[str, Any] = {"multiple": each.repeated, "metavar": each.metavar, "help": each.help + _default(each)}
+    if each.choices:
+        settings["type"] = Named(each.choices, each.synonyms)
+    elif each.read is not None:
+        settings["callback"] = read_by(each.read)
+    else:
+        settings["type"] = each.kind
+    aliases = _ALIASES.get(each.name, ())
+    return click.option(flag, *aliases, name, default=None, **settings)
+
+
+_ALIASES = {"r": ("--adapter-size",)}  # torchrun takes --r for an abbreviation of its own options
+
+
+def _default(each: Option) -> str:
+    shown = each.default if each.shown is None else each.shown
+    return "" if shown in (None, "", ()) else f"  [default: {shown}]"
+
+
+def take(record: type[R], settings: dict[str, Any], *names: str, prefix: str = "", **more: Any) -> R:
+    """A record of what the command line gave of its options, which leaves the settings of the command.
+
+    Args:
+        record: As of `of`.
+        settings: Of the command; what belongs to the record is taken out.
+        names: As of `of`.
+        prefix: As of `of`.
+        more: Fields that are no options.
+    """
+    given = {each.name: settings.pop(f"{prefix.replace('-', '_')}{each.name}", None)
+             for each in options_of(record, *names)}  # fmt: skip
+    return record(**{name: value for name, value in given.items() if value not in (None, ())}, **more)
+
+
+def take_text(settings: dict[str, Any]) -> TextSettings | None:
+    """How text is read; ``None`` where nothing was said of it."""
+    said = take(TextSettings, settings)
+    return None if said == TextSettings() else said
+
+
 push_to_hub = click.option("--push-to-hub", metavar="REPO", help="Upload it there when it is done.")
 private = click.option("--private", is_flag=True, help="Make that repository a private one.")
 report = click.option("--report", "report_to", metavar="DIR", help="Write a page and report.json there.")
@@ -65,7 +121,7 @@ def signed(command: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(command)
     def checked(require_signature: str | None, **settings: Any) -> Any:
         if require_signature is not None:
-            from adakron_export.signing import verify
+            from adakron_export.verbs.sign import verify
 
             paths = settings.get("artifacts") or (
                 settings["artifact"] if "artifact" in settings else settings["source"],
@@ -94,8 +150,8 @@ def write_report(folder: str | None, path: str, **parts: Any) -> None:
     """Write a report on what is at a path, if one was asked for; the parts are those of `report_content`."""
     if folder is None:
         return
-    from adakron_export.inspection import subject_of
     from adakron_export.reporting import report
+    from adakron_export.verbs.inspect import subject_of
 
     words = click.get_current_context().meta["adakron_export.arguments"]
     content = report.report_content(repeat=shlex.join(["adakron-export", *words]), subject=subject_of(path), **parts)
@@ -114,37 +170,22 @@ def push(folder: Path, repository: str | None, *, private: bool) -> None:
         return
     from adakron_export import push_to_hub as upload
 
-    address = upload(folder, repository, private=private, progress=stage_printer())
+    address = upload(folder, repository, private=private)
     echo(f"pushed to {address}", err=True)
 
 
-def read_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str | None], Any]:
-    """A callback that reads an option's text, and says which option it was where that fails."""
+def read_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, Any], Any]:
+    """A callback that reads an option's text, or each of several, and says which option it was where that fails."""
 
-    def read(_context: click.Context, _option: click.Parameter, text: str | None) -> Any:
+    def read(_context: click.Context, _option: click.Parameter, text: Any) -> Any:
         try:
+            if isinstance(text, tuple):
+                return tuple(parse(each) for each in text)
             return None if text is None else parse(text)
         except AdaKronError as error:
             raise click.BadParameter(str(error)) from error
 
     return read
-
-
-def stage_printer() -> Callable[[str], None]:
-    """Prints each stage to stderr as it begins, with the seconds since the first."""
-    start = time.perf_counter()
-
-    def show(stage: str) -> None:
-        if is_first_process():
-            indented = stage.replace("\n", "\n" + " " * 10)
-            echo(f"{time.perf_counter() - start:6.1f} s  {indented}", err=True)
-
-    return show
-
-
-def is_first_process() -> bool:
-    """Whether this process prints, of those that torchrun or accelerate started."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def print_json(content: Any) -> None:

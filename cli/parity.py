@@ -64,8 +64,8 @@ def _print_accuracy(found: AccuracyReport) -> None:
         name, values = f"  {pair.metric:<24}", f"{pair.reference:>9.4f}{pair.candidate:>9.4f}{pair.difference:>+9.4f}"
         echo(name + values)
     verdict = click.style("passed", fg="green") if found.passed else click.style("FAILED", fg="red", bold=True)
-    drop = max(0.0, found.drop)
-    echo(f"accuracy {verdict}: {found.metrics[0].metric} is {drop:.4f} worse (limit {found.max_drop:g}), "
+    drop, limit = 100 * max(0.0, found.drop), 100 * found.max_drop
+    echo(f"accuracy {verdict}: {found.metrics[0].metric} is {drop:.2f} points worse (limit {limit:g}), "
                f"{len(found.flips)} answers changed")  # fmt: skip
     for flip in found.flips[:_SHOWN_FLIPS]:
         echo(f"  {flip.place}: {flip.reference} became {flip.candidate} (label {flip.label}): {flip.text[:40]}")

@@ -9,13 +9,16 @@ from typing import Any
 
 import click
 
+from adakron_export.data.settings import TextSettings
 from adakron_export.errors import AdaKronError
 from adakron_export.reporting.terminal import one_line
+from adakron_export.runtimes.table import RUNTIMES
 
 from . import options
 from .console import echo
 
 _SHOWN_NUMBERS = 6
+_OF_TABLES = ("text_column", "pair_column", "header", "delimiter")
 
 
 @click.command()
@@ -29,42 +32,42 @@ _SHOWN_NUMBERS = 6
     metavar="FILE",
     help="Text, CSV, TSV, JSON or Parquet; - reads lines. Of images: a path a line.",
 )
-@click.option("--text-column", metavar="NAME", help="Of a table; guessed by default.")
-@click.option("--pair-column", metavar="NAME", help="Of a second text or context.")
-@click.option("--header/--no-header", default=None, help="Whether a table's first line names its columns.")
-@click.option("--delimiter", metavar="TEXT", help="Between the cells of a table.")
-@click.option("-o", "--output", type=click.Path(dir_okay=False), help="Write JSON lines there instead of printing.")
-@click.option("--batch-size", default=16, show_default=True, help="The most texts that run together.")
-@click.option("--top-k", type=int, metavar="N", help="Classes or tokens to give.")
-@click.option("--max-new-tokens", type=int, metavar="N", help="To write, in text generation.")
-@options.device
+@options.of(TextSettings, *_OF_TABLES)
+@click.option(
+    "-o", "--output", type=click.Path(dir_okay=False), help="File to write JSON lines to, instead of printing."
+)
+@click.option("--batch-size", default=16, show_default=True, help="Largest number of texts that run together.")
+@click.option("--top-k", type=int, metavar="N", help="Number of classes or tokens to give.")
+@click.option("--max-new-tokens", type=int, metavar="N", help="Number of tokens to write, in text generation.")
+@click.option("--device", type=click.Choice([*RUNTIMES]), default="cpu", show_default=True, help="Device to run on.")
 @options.signed
 @options.as_json
 def predict(
     artifact: str, texts: tuple[str, ...], pairs: tuple[str, ...], images: tuple[str, ...], input_file: str | None,
-    output: str | None, *, as_json: bool, text_column: str | None, pair_column: str | None, header: bool | None,
-    delimiter: str | None, **settings: Any,
+    output: str | None, *, as_json: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Run ARTIFACT on texts, or on images.
 
     A question is answered from its context: --question "Who was it?" --context "It was Anna."
     """
-    from adakron_export.artifact import check_artifact
-    from adakron_export.staging import check_writable, write_text
+    from adakron_export.artifacts.artifact import check_artifact
+    from adakron_export.files.staging import check_writable, write_text
 
     check_artifact(artifact)
     if output:
         check_writable(Path(output))
+    tables = options.take(TextSettings, settings, *_OF_TABLES)
     inputs = [*_said(texts, pairs), *map(Path, images)]
     if input_file is not None:
-        from adakron_export.text_input import read_texts
+        from adakron_export.data.text_input import read_texts
 
         source = sys.stdin.buffer if input_file == "-" else Path(input_file)
-        inputs += read_texts(source, text_column=text_column, pair_column=pair_column, header=header,
-                             delimiter=delimiter)  # fmt: skip
+        inputs += read_texts(source, tables)
+    elif tables != TextSettings():
+        raise AdaKronError("columns and cells are those of --input, and there is none")
     from adakron_export import predict as run
 
-    results = run(artifact, inputs, progress=options.stage_printer(), **settings)
+    results = run(artifact, inputs, **settings)
     rows = [
         {"image": str(given), "result": result} if isinstance(given, Path) else {"text": given, "result": result}
         for given, result in zip(inputs, results, strict=True)

@@ -18,8 +18,8 @@ def sign(folder: str, private_key: str) -> None:
 
     Its users can then tell that it is yours. A password of the key is read from ADAKRON_EXPORT_KEY_PASSWORD.
     """
-    from adakron_export.signing import PASSWORD_VARIABLE
-    from adakron_export.signing import sign as make_signature
+    from adakron_export.verbs.sign import PASSWORD_VARIABLE
+    from adakron_export.verbs.sign import sign as make_signature
 
     echo(f"signed: {make_signature(folder, private_key, password=os.environ.get(PASSWORD_VARIABLE))}")
 
@@ -33,7 +33,7 @@ def verify(folder: str, public_key: str) -> None:
     Exits with 1 unless every file is what the key's owner signed.
     """
     from adakron_export.errors import BadSignatureError
-    from adakron_export.signing import verify as check
+    from adakron_export.verbs.sign import verify as check
 
     try:
         check(folder, public_key)

@@ -3,37 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
-from dataclasses import Field, fields
 from typing import Any
 
 import click
 
-from adakron_export.training.recipe import Recipe, setting_type
+from adakron_export.options.fields import options_of
+from adakron_export.training.recipe import Recipe
 
 from . import options
-from .console import echo
-
-# torchrun takes --r for an abbreviation of its own options.
-_NAMES = {"r": ("--r", "--adapter-size")}
-
-
-def _option(row: Field[Any]) -> Callable[[Any], Any]:
-    """The option of a setting: its name, type, choices, default and help are the recipe's."""
-    name = row.name.replace("_", "-")
-    kind = setting_type(row.name)
-    default = "" if row.default in (None, "") or kind is bool else f"  [default: {row.default}]"
-    if kind is bool:
-        switch = f"--{name}/--no-{name}"
-        return click.option(switch, row.name, default=None, help=row.metadata["help"])
-    choices = row.metadata["choices"]
-    return click.option(
-        *_NAMES.get(row.name, (f"--{name}",)),
-        row.name,
-        type=click.Choice([str(choice) for choice in choices]) if choices else kind,
-        metavar=row.metadata["metavar"],
-        help=row.metadata["help"] + default,
-    )
+from .console import echo, is_first_process
 
 
 class _Grouped(click.Command):
@@ -41,7 +19,7 @@ class _Grouped(click.Command):
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         groups: dict[str, list[tuple[str, str]]] = {}
-        subjects = {row.name: row.metadata["group"] for row in fields(Recipe)}
+        subjects = {each.name: each.group for each in options_of(Recipe)}
         for parameter in self.get_params(ctx):
             record = parameter.get_help_record(ctx)
             if record is not None:
@@ -51,21 +29,15 @@ class _Grouped(click.Command):
                 formatter.write_dl(records)
 
 
-def _all_settings(command: Callable[..., None]) -> Callable[..., None]:
-    for row in reversed(fields(Recipe)):
-        command = _option(row)(command)
-    return command
-
-
 @click.command(cls=_Grouped)
-@click.option("-o", "--output", required=True, metavar="DIR", help="The checkpoint's folder.")
-@click.option("--config", metavar="FILE", help="A recipe; the command line wins over it.")
+@click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write the checkpoint to.")
+@click.option("--config", metavar="FILE", help="Recipe to start from; the command line wins over it.")
 @click.option("--resume", is_flag=True, help="Go on with the run in DIR; its settings are kept there.")
 @click.option("--overwrite", is_flag=True, help="Begin anew; a checkpoint in DIR is replaced at the end.")
 @options.push_to_hub
 @options.private
 @options.as_json
-@_all_settings
+@options.of(Recipe, switches=True)
 def train(
     output: str, *, config: str | None, resume: bool, overwrite: bool, as_json: bool, push_to_hub: str | None,
     private: bool, **settings: Any,
@@ -78,14 +50,14 @@ def train(
     options.check_push(push_to_hub, private=private)
     from adakron_export import train as run
 
-    given = {name: value for name, value in settings.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value not in (None, ())}
     recipe = _recipe(output, config, given, resume=resume)
     try:
-        result = run(recipe, output, resume=resume, overwrite=overwrite, progress=options.stage_printer(), bar=True)
+        result = run(recipe, output, resume=resume, overwrite=overwrite, bar=True)
     except KeyboardInterrupt:
         echo(f"\nstopped and saved; go on with: adakron-export train -o {output} --resume", err=True)
         sys.exit(130)
-    if not options.is_first_process():
+    if not is_first_process():
         return
     options.push(result.folder, push_to_hub, private=private)
     if as_json:

@@ -28,7 +28,7 @@ def tune(artifact: str, *, as_json: bool, **settings: Any) -> None:
     """
     from adakron_export import tune as find
 
-    report = find(artifact, progress=options.stage_printer(), **settings)
+    report = find(artifact, **settings)
     if as_json:
         options.print_json(report.to_json())
         return

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import entry_points
 from pathlib import Path
 
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; with more each waits for the others
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the hub
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))
@@ -20,7 +25,30 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "models" / "demo"
-REFERENCE = Path(__file__).parent / "data" / "reference"
+REFERENCE = Path(__file__).parent / "reference"
+
+
+class _Listener(logging.Handler):
+    def __init__(self, act: Callable[[str], None]) -> None:
+        super().__init__()
+        self.act = act
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.act(record.getMessage())
+
+
+@contextlib.contextmanager
+def stages(act: Callable[[str], None] = lambda _: None) -> Iterator[list[str]]:
+    """What the library logs meanwhile; ``act`` is told of each line."""
+    said: list[str] = []
+    logger, listener = logging.getLogger("adakron_export"), _Listener(lambda line: (said.append(line), act(line)))
+    logger.addHandler(listener)
+    logger.setLevel(logging.INFO)
+    try:
+        yield said
+    finally:
+        logger.removeHandler(listener)
+        logger.setLevel(logging.NOTSET)
 
 
 @dataclass(frozen=True)
@@ -46,7 +74,7 @@ def reference_case(name: str) -> ReferenceCase:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    from adakron_export.engines.flavors import has_gpu
+    from adakron_export.machine.flavors import has_gpu
 
     if not has_gpu():
         for item in items:

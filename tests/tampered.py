@@ -5,8 +5,8 @@ import shutil
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from adakron_export.artifact import open_artifact, write_manifest
-from adakron_export.onnx_file import write_model
+from adakron_export.artifacts.artifact import open_artifact, write_manifest
+from adakron_export.artifacts.onnx_file import write_model
 
 
 def changed(exported, folder, change):

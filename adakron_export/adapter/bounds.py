@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from adakron_export.errors import AdaKronError, BackboneError, CheckpointError, first_few
-from adakron_export.json_files import read_object
+from adakron_export.files.records import read_object
 
 _LARGEST = 2**53  # of a number in a configuration, beyond which floats are not whole
 _MOST_LAYERS, _MOST_LABELS, _WIDEST = 1024, 100_000, 2**20

@@ -13,9 +13,9 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, check_target_mod
 from peft.utils.other import AuxiliaryTrainingWrapper, get_pattern_key
 from torch import nn
 
-from adakron_export.adapter.backbones import BACKBONES, default_target
 from adakron_export.adapter.config import PEFT_TYPE, AdaKronConfig
 from adakron_export.adapter.layer import BASE, CANNOT_MERGE, AdaKronLayer
+from adakron_export.backbones.table import BACKBONES, default_target
 from adakron_export.errors import AdapterConfigError, AdapterUseError
 
 PREFIX = "adakron_"
@@ -45,7 +45,9 @@ class AdaKronModel(BaseTuner):  # type: ignore[misc,unused-ignore]
 
     prefix: str = PREFIX
     tuner_layer_cls = AdaKronLayer
-    target_module_mapping: ClassVar[dict[str, str]] = {name: row.target for name, row in BACKBONES.items()}
+    target_module_mapping: ClassVar[dict[str, str]] = {
+        name: row.target for name, row in BACKBONES.items() if row.target
+    }
 
     def _prepare_adapter_config(self, peft_config: AdaKronConfig, model_config: dict[str, Any]) -> AdaKronConfig:
         if peft_config.target_modules is None:

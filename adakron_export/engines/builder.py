@@ -3,59 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import MODULE_KEY, Artifact
-from adakron_export.engines.flavors import Flavor
-from adakron_export.engines.gpu import has_gpu
+from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.shapes import Profile, tensor_shape
 from adakron_export.engines.logger import collecting_logger
-from adakron_export.engines.profiles import Profile, tensor_shape
+from adakron_export.engines.settings import EngineOptions
 from adakron_export.errors import BuildError, EngineError, first_few
+from adakron_export.graph.keys import MODULE_KEY
+from adakron_export.machine.flavors import Flavor
+from adakron_export.machine.gpu import has_gpu
 
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class EngineOptions:
-    """How to build.
-
-    Attributes:
-        compute_capability: For which GPUs, such as ``("8.6", "8.9")``; the flavor's own choice by default.
-        timing_cache: A file with the times of kernels, read where it is there and written at the end.
-        workspace_mb: What a kernel may use beside its tensors; no limit by default.
-        version_compatible: Whether later versions of TensorRT shall load it.
-        hardware_compatible: Whether other GPUs, from Ampere on, shall load it.
-        strip_weights: Leave the weights out, to be put in when it is loaded.
-        refittable: Whether the weights can be changed afterwards.
-    """
-
-    compute_capability: tuple[str, ...] = ()
-    timing_cache: Path | None = None
-    workspace_mb: int | None = None
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    strip_weights: bool = False
-    refittable: bool = False
-
-    def check(self, flavor: Flavor) -> None:
-        """Raise where a flavor cannot do what is asked for.
-
-        Raises:
-            EngineError: It cannot, or not on this machine.
-        """
-        refused = {**flavor.refused, **({} if has_gpu() else flavor.refused_without_gpu)}
-        for name, reason in refused.items():
-            if getattr(self, name):
-                raise EngineError(f"{flavor.name} does not take --{name.replace('_', '-')}: {reason}")
-        if self.workspace_mb is not None and self.workspace_mb < 1:
-            raise EngineError(f"workspace is {self.workspace_mb} MB; it must be at least 1")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +44,6 @@ class BuiltEngine:
 
 def build_engine(
     artifact: Artifact, profiles: Sequence[Profile], flavor: Flavor, options: EngineOptions, *, log: Path,
-    progress: Progress = lambda _: None,
 ) -> BuiltEngine:  # fmt: skip
     """Parse an artifact and build its engine. The precision is the graph's own.
 
@@ -87,7 +53,6 @@ def build_engine(
         flavor: Which builder.
         options: How.
         log: Where everything goes that the builder says.
-        progress: Told of each phase.
 
     Raises:
         EngineError: An option is refused, or there is no GPU where one is needed.
@@ -105,14 +70,14 @@ def build_engine(
         builder = trt.Builder(logger)
         network = builder.create_network(strongly_typed(trt))
         parser = trt.OnnxParser(network, logger)
-        progress("parse the graph")
+        _log.info("parse the graph")
         if not parser.parse_from_file(str(artifact.model)):
             raise BuildError(f"{flavor.tool} refuses {artifact.model}: {_parser_errors(parser, artifact)}")
         config = builder.create_builder_config()
         for profile in profiles:
             config.add_optimization_profile(_profile(builder, artifact, profile))
         cache = _configure(trt, config, options)
-        config.progress_monitor = _monitor(trt, progress, interrupted)
+        config.progress_monitor = _monitor(trt, interrupted)
         plan = builder.build_serialized_network(network, config)
         if interrupted.is_set():
             raise KeyboardInterrupt
@@ -154,7 +119,7 @@ def _profile(builder: Any, artifact: Artifact, profile: Profile) -> Any:
 
 def _configure(trt: Any, config: Any, options: EngineOptions) -> Any:
     """Set the options; the timing cache, where there is one."""
-    _set_capabilities(trt, config, options.compute_capability)
+    _set_capabilities(trt, config, options.compute_capability or ())
     if options.workspace_mb is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_mb * 2**20)
     for wanted, flag in (
@@ -194,7 +159,7 @@ def _capability(trt: Any, text: str) -> Any:
     return known[name]
 
 
-def _monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
+def _monitor(trt: Any, interrupted: threading.Event) -> Any:
     """Tells of the outermost phases, and stops the build when it was interrupted."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc,unused-ignore]
@@ -203,7 +168,7 @@ def _monitor(trt: Any, progress: Progress, interrupted: threading.Event) -> Any:
 
         def phase_start(self, name: str, parent: str | None, steps: int) -> None:  # noqa: ARG002, RUF100
             if not parent:
-                progress(f"build: {name}")
+                _log.info("build: %s", name)
 
         def step_complete(self, name: str, step: int) -> bool:  # noqa: ARG002, RUF100
             return not interrupted.is_set()

@@ -7,10 +7,10 @@ from collections import Counter
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-from adakron_export.artifact import Artifact
+from adakron_export.artifacts.artifact import Artifact
 from adakron_export.engines.builder import modules_named, strongly_typed
-from adakron_export.engines.flavors import Flavor
 from adakron_export.engines.logger import collecting_logger
+from adakron_export.machine.flavors import Flavor
 
 if TYPE_CHECKING:
     import onnx_ir as ir

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from adakron_export.engines.flavors import FLAVORS
-from adakron_export.engines.folder import EngineFolder, EngineManifest
-from adakron_export.engines.gpu import Gpu, first_gpu
+from adakron_export.artifacts.engine import EngineFolder, EngineManifest
 from adakron_export.engines.logger import CollectingLogger, collecting_logger
 from adakron_export.errors import EngineError
+from adakron_export.machine.flavors import FLAVORS
+from adakron_export.machine.gpu import Gpu, first_gpu
 
 
 @dataclass(frozen=True, slots=True)

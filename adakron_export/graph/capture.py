@@ -16,12 +16,12 @@ from torch import Tensor
 
 from adakron_export._version import __version__
 from adakron_export.adapter.op import kron_adapter
-from adakron_export.adapter.task_model import Signature, TaskModel
-from adakron_export.artifact import MODULE_KEY
+from adakron_export.checkpoints.task_model import Signature, TaskModel
 from adakron_export.errors import ExportError
 from adakron_export.graph import kron_op
 from adakron_export.graph.attention import use_plain_attention
 from adakron_export.graph.decomposition import undecomposed_where_possible
+from adakron_export.graph.keys import MODULE_KEY
 from adakron_export.graph.simplify import simplify
 
 OPSETS = range(18, 24)

@@ -1,25 +1,44 @@
-"""The batch a model is traced with, made by `optimum`'s dummy input generators."""
+"""The batch a model is traced with."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from adakron_export.adapter.task_model import Signature
-from adakron_export.tasks import Task
+from adakron_export.checkpoints.task_model import Signature
 
-_BATCH, _TOKENS = 2, 8  # no axis may be 0 or 1: torch.export takes those for constants
+_TEXTS, _TOKENS, _IMAGES = 2, 8, 2  # no axis may be 0 or 1: torch.export takes those for constants
 
 
-def sample_batch(config: Any, task: Task, signature: Signature) -> dict[str, Tensor]:
-    """Every input of the signature, random, 2 texts of 8 tokens or 2 images."""
-    from optimum.utils import DummyTextInputGenerator, DummyVisionInputGenerator
-    from optimum.utils.normalized_config import NormalizedConfigManager
+def sample_batch(config: Any, signature: Signature) -> dict[str, Tensor]:
+    """Every input of the signature: 2 texts of 8 random tokens, or 2 images.
 
-    normalized = NormalizedConfigManager.get_normalized_config_class(config.model_type)(config)
-    if "pixel_values" in signature.inputs:
-        generator = DummyVisionInputGenerator(task.value, normalized, batch_size=_BATCH)
-    else:
-        generator = DummyTextInputGenerator(task.value, normalized, batch_size=_BATCH, sequence_length=_TOKENS)
-    return {name: generator.generate(name, framework="pt") for name in signature.inputs}
+    Args:
+        config: The model's configuration: its vocabulary, or the size of its images.
+        signature: Of the model.
+    """
+    return {name: _SAMPLES[name](config) for name in signature.inputs}
+
+
+def _tokens(config: Any) -> Tensor:
+    """Without padding, by which a decoder that classifies finds the last token."""
+    ids = torch.randint(config.vocab_size, (_TEXTS, _TOKENS))
+    pad, last = getattr(config, "pad_token_id", None), config.vocab_size - 1
+    return ids if pad is None else ids.masked_fill(ids == pad, last if pad != last else 0)
+
+
+def _pixels(config: Any) -> Tensor:
+    size = config.image_size
+    height, width = size if isinstance(size, list | tuple) else (size, size)
+    return torch.rand(_IMAGES, getattr(config, "num_channels", 3), height, width)
+
+
+_SAMPLES = {
+    "input_ids": _tokens,
+    "attention_mask": lambda _config: torch.ones(_TEXTS, _TOKENS, dtype=torch.int64),
+    "token_type_ids": lambda config: torch.randint(config.type_vocab_size, (_TEXTS, _TOKENS)),
+    "position_ids": lambda _config: torch.arange(_TOKENS).expand(_TEXTS, -1).contiguous(),
+    "pixel_values": _pixels,
+}

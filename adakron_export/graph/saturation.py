@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from adakron_export.artifact import EXACT_SUMS
+from adakron_export.graph.keys import EXACT_SUMS
 from adakron_export.graph.passes.rewriting import initializer, replace_node
 from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass, is_wide, levels_of, signed_products
 

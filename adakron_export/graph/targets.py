@@ -1,87 +1,88 @@
-"""Where a graph runs: which rewrites it gets, and how its session is set up."""
+"""The table of targets, the runtimes that a graph is lowered for; and what a graph is to be.
+
+Rows import their passes when they are asked for them, so that reading the table costs nothing.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated
 
-import onnx_ir as ir
-from onnx_ir.passes import common
+import msgspec
 
-from adakron_export.artifact import INT4, QUANTISED_DTYPES, REWRITES_KEY
-from adakron_export.device import Device
 from adakron_export.errors import ExportError
-from adakron_export.graph.passes.fold_biases import FoldBiasesPass
-from adakron_export.graph.passes.fuse_attention import ATTENTION_OPSET, FuseAttentionPass
-from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
-from adakron_export.graph.passes.share_transposed import ShareTransposedPass
+from adakron_export.graph.dtypes import DTYPES, dtype_named
+from adakron_export.graph.keys import ATTENTION_OPSET
 
-DEFAULT_OPSET, INT4_OPSET = 20, 21
+if TYPE_CHECKING:
+    import onnx_ir as ir
+
+DEFAULT_OPSET = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A runtime to lower for.
+    """A row.
 
     Attributes:
-        name: As `--target` takes it.
+        name: As ``--target`` takes it.
         keeps_function: Whether `adakron::KronAdapter` stays a call, or is inlined.
-        passes: Made anew for each graph, in their order.
+        passes: Makes the rewrites anew for each graph, in their order.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
-        dynamic_int8: Whether it computes with int8 whose activations are quantised at each run.
         any_session: Whether the graph must be right in sessions that we did not open: no product may saturate.
-        int4: Whether it computes with 4-bit weights.
-        calibrated: Dtypes of 8 bits that it computes with, where activations have fixed scales from a calibration.
-        float_dtype: Of all else in a calibrated graph.
+        float_dtype: What a quantised graph computes all else in.
         unsigned: Whether calibrated activations are uint8, around 128, which x86 multiplies faster than int8.
-        device: Where an export for it is validated.
+        runtime: The runtime that an export for it is validated in; a name of `runtimes.table`.
         opset: Version of the standard operators where nobody asks for another.
     """
 
     name: str
     keeps_function: bool
-    passes: tuple[Callable[[], ir.passes.InPlacePass], ...] = ()
+    passes: Callable[[], list[ir.passes.InPlacePass]] = list
     disabled_optimizers: tuple[str, ...] = ()
-    dynamic_int8: bool = False
     any_session: bool = False
-    int4: bool = False
-    calibrated: tuple[str, ...] = ()
     float_dtype: str = "fp32"
     unsigned: bool = False
-    device: Device = Device.CPU
+    runtime: str = "cpu"
     opset: int = DEFAULT_OPSET
 
-    def default_opset(self, dtype: str) -> int:
-        """The version of the standard operators where nobody asks for another."""
-        return max(self.opset, INT4_OPSET) if dtype == INT4 else self.opset
-
     def floating(self, dtype: str) -> str:
-        """The dtype of all that is not in 8 bits, where the graph is in ``dtype``."""
-        return self.float_dtype if dtype in (*QUANTISED_DTYPES, INT4) else dtype
+        """What everything is in that is not rounded to 8 or 4 bits, where the graph is in ``dtype``."""
+        return self.float_dtype if dtype_named(dtype).quantised else dtype
 
 
-TARGETS = {
+def _merged() -> list[ir.passes.InPlacePass]:
+    from adakron_export.graph.passes.merge_downs import MergeDownProjectionsPass
+
+    return [MergeDownProjectionsPass()]
+
+
+def _for_ort_cpu() -> list[ir.passes.InPlacePass]:
+    from adakron_export.graph.passes.fold_biases import FoldBiasesPass
+    from adakron_export.graph.passes.fuse_attention import FuseAttentionPass
+
+    return [*_merged(), FuseAttentionPass(), FoldBiasesPass()]
+
+
+TARGETS: dict[str, Target] = {
     target.name: target
     for target in (
         # Any runtime that inlines functions.
-        Target("portable", keeps_function=True, dynamic_int8=True, any_session=True, int4=True),
+        Target("portable", keeps_function=True, any_session=True),
         # ONNX Runtime's CPU kernel of SkipLayerNormalization is slower than Add and LayerNormalization (1.32).
         Target(
             "ort-cpu",
-            False,
-            (MergeDownProjectionsPass, FuseAttentionPass, FoldBiasesPass),
+            keeps_function=False,
+            passes=_for_ort_cpu,
             disabled_optimizers=("SkipLayerNormFusion",),
-            dynamic_int8=True,
-            int4=True,
             opset=ATTENTION_OPSET,
         ),
         # It reads no functions of a graph's own, and is slow with int8 that is quantised at each run.
-        Target(
-            "openvino", False, (MergeDownProjectionsPass,), calibrated=("int8",), unsigned=True, device=Device.OPENVINO
-        ),
-        Target("ort-cuda", False, (MergeDownProjectionsPass,)),
+        Target("openvino", keeps_function=False, passes=_merged, unsigned=True, runtime="openvino"),
+        Target("ort-cuda", keeps_function=False, passes=_merged),
         # Its parser inlines functions, and shows their names in messages and in the engine inspector.
-        Target("tensorrt", keeps_function=True, calibrated=QUANTISED_DTYPES, float_dtype="fp16"),
+        Target("tensorrt", keeps_function=True, float_dtype="fp16"),
     )
 }
 
@@ -97,56 +98,89 @@ def target_named(name: str) -> Target:
     return TARGETS[name]
 
 
-def check_dtype(target: Target, dtype: str, *, opset: int, calibrated: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """What a graph is to be; an artifact's manifest stores it.
+
+    Attributes:
+        target: The runtime that it is lowered for, a name of `TARGETS`.
+        dtype: What it computes in, a name of `DTYPES`. Outputs are float32 in any case.
+        opset: Version of the standard operators, 18 to 23; ``None`` for the target's own, or the first one that can
+            write the dtype.
+        per_token: Whether every product in int8 has a scale per token; else only those with fewer columns than rows.
+    """
+
+    target: str = "portable"
+    dtype: str = "fp32"
+    opset: Annotated[int, msgspec.Meta(gt=0, le=2**53)] | None = None
+    per_token: bool = False
+
+    @property
+    def label(self) -> str:
+        """The dtype as people read it."""
+        return f"{self.dtype}, scales per token" if self.per_token else self.dtype
+
+    @property
+    def lowered_for(self) -> Target:
+        """The target's row."""
+        return target_named(self.target)
+
+    @property
+    def floating(self) -> str:
+        """What everything is in that is not rounded to 8 or 4 bits."""
+        return self.lowered_for.floating(self.dtype)
+
+    @property
+    def needs_text(self) -> bool:
+        """Whether its scales are found on text."""
+        return self.target in dtype_named(self.dtype).calibrated
+
+    def complete(self) -> GraphSpec:
+        """With names as the tables have them, and an opset.
+
+        Raises:
+            ExportError: There is no such target or dtype.
+        """
+        target, dtype = target_named(self.target), dtype_named(self.dtype)
+        opset = max(target.opset, dtype.least_opset) if self.opset is None else self.opset
+        return replace(self, dtype=dtype.name, opset=opset)
+
+
+def check_spec(spec: GraphSpec, *, calibrated: bool) -> None:
     """Raise where a target cannot compute in a dtype.
 
     Args:
-        target: The runtime.
-        dtype: Of the graph.
-        opset: Version of the standard operators.
+        spec: Complete.
         calibrated: Whether there is text to calibrate on.
 
     Raises:
         ExportError: It cannot, or not with this opset, or text is missing or has no use.
     """
-    static = dtype in target.calibrated
-    if dtype in QUANTISED_DTYPES and not static and not (dtype == "int8" and target.dynamic_int8):
-        able = [each.name for each in TARGETS.values()
-                if dtype in each.calibrated or (dtype == "int8" and each.dynamic_int8)]  # fmt: skip
-        raise ExportError(f"target {target.name} has no {dtype}: use {', '.join(able)}, or fp16 for {target.name}")
-    if dtype == INT4 and not target.int4:
-        able = [each.name for each in TARGETS.values() if each.int4]
-        raise ExportError(f"target {target.name} has no int4: use {' or '.join(able)}")
-    if dtype == INT4 and opset < INT4_OPSET:
-        raise ExportError(f"int4 needs opset {INT4_OPSET} or later, for scales by block; opset is {opset}")
-    if static and not calibrated:
-        raise ExportError(f"{dtype} for {target.name} needs text to find its scales on; pass --data (data=...)")
-    if calibrated and not static:
-        raise ExportError("--data is for int8 and fp8 with target tensorrt or openvino; nothing else is calibrated")
-    if static and opset < 19:
-        raise ExportError(f"{dtype} for {target.name} needs opset 19 or later, for scales in half precision")
+    assert spec.opset is not None
+    dtype = dtype_named(spec.dtype)
+    if not dtype.runs_on(spec.target):
+        instead = f", or fp16 for {spec.target}" if dtype.calibrated else ""
+        raise ExportError(f"target {spec.target} has no {dtype.name}: use {_or(dtype.targets)}{instead}")
+    if spec.per_token and (dtype.name, spec.needs_text) != ("int8", False):
+        raise ExportError(
+            f"scales per token are for int8 without a calibration; not for {spec.dtype} on {spec.target}"
+        )
+    if spec.opset < dtype.least_opset:
+        raise ExportError(f"{dtype.name} needs opset {dtype.least_opset} or later; opset is {spec.opset}")
+    if spec.needs_text and not calibrated:
+        raise ExportError(f"{dtype.name} for {spec.target} needs text to find its scales on; pass --data (data=...)")
+    if calibrated and not spec.needs_text:
+        rows = [row for row in DTYPES.values() if row.calibrated]
+        known = ", and ".join(f"{row.name} for {_or(row.calibrated)}" for row in rows)
+        raise ExportError(
+            f"--data has no use: {dtype.name} for {spec.target} has no scales to find on it; it is for {known}"
+        )
+    if spec.needs_text and spec.opset < dtype.calibrated_opset:
+        raise ExportError(
+            f"{dtype.name} for {spec.target} needs opset {dtype.calibrated_opset} or later, for scales in half "
+            "precision"
+        )
 
 
-def lower(model: ir.Model, target: Target, *, quantise: Sequence[ir.passes.PassBase] = ()) -> ir.Model:
-    """A new graph for a runtime; the captured one stays as it is, and both share their weights.
-
-    Args:
-        model: As it was captured.
-        target: The runtime.
-        quantise: Round weights to 8 bits; before functions are inlined, so that those of the adapters stay.
-    """
-    steps: list[ir.passes.PassBase] = [*quantise]
-    steps += [] if target.keeps_function else [common.InlinePass()]
-    steps += [make() for make in target.passes]
-    steps += [ShareTransposedPass(), common.RemoveUnusedNodesPass(), common.RemoveUnusedOpsetsPass()]
-    lowered = model.clone()
-    rewrites = []
-    for step in steps:
-        result = step(lowered)
-        lowered = result.model
-        name = type(step).__name__.removesuffix("Pass")
-        optional = isinstance(step, ShareTransposedPass) and not result.modified
-        if type(step).__module__.startswith(f"{__package__}.") and not optional:
-            rewrites.append(name if result.modified else f"{name} (no match)")
-    lowered.metadata_props[REWRITES_KEY] = ", ".join(rewrites)
-    return lowered
+def _or(names: tuple[str, ...]) -> str:
+    return " or ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from adakron_export._version import __version__
 from adakron_export.errors import ReportError
-from adakron_export.json_files import read_json
+from adakron_export.files.records import read_json
+from adakron_export.files.staging import check_writable, write_text
 from adakron_export.reporting.page import render
-from adakron_export.staging import check_writable, write_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

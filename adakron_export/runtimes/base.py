@@ -9,10 +9,10 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from adakron_export.artifact import TensorInfo
+from adakron_export.artifacts.manifest import TensorInfo
 from adakron_export.errors import RunnerError
-from adakron_export.json_files import read_object
-from adakron_export.tokenization import padding_id
+from adakron_export.files.records import read_object
+from adakron_export.tokenization.encoding import padding_id
 
 Array = NDArray[Any]
 Batch = Mapping[str, Array]
@@ -23,11 +23,13 @@ class Runner(Protocol):
 
     Attributes:
         name: What it is, for reports, such as ``onnxruntime CPUExecutionProvider``.
-        input_names: In their order.
-        output_names: In their order.
+        input_names: Names of the inputs, in their order.
+        output_names: Names of the outputs, in their order.
+        on_gpu: Whether it computes on a GPU.
     """
 
     name: str
+    on_gpu: bool
     input_names: tuple[str, ...]
     output_names: tuple[str, ...]
 
@@ -52,6 +54,33 @@ class Runner(Protocol):
             RunnerError: The batch does not fit.
         """
         ...
+
+
+class ArtifactRunner(Runner, Protocol):
+    """A runner of an exported folder.
+
+    Attributes:
+        manifest: What the folder says of itself.
+        pad_id: The token that fills short texts.
+    """
+
+    @property
+    def manifest(self) -> Exported: ...  # noqa: D102
+
+    pad_id: int
+
+
+class Exported(Protocol):
+    """What the manifests of artifacts and engines have in common."""
+
+    @property
+    def task(self) -> str: ...  # noqa: D102
+    @property
+    def inputs(self) -> tuple[TensorInfo, ...]: ...  # noqa: D102
+    @property
+    def outputs(self) -> tuple[TensorInfo, ...]: ...  # noqa: D102
+    @property
+    def max_length(self) -> int | None: ...  # noqa: D102
 
 
 def feed_of(

@@ -7,12 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from adakron_export.artifact import TensorInfo
+from adakron_export.artifacts.manifest import TensorInfo
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch
-from adakron_export.runtimes.openvino import OpenVinoRunner
-from adakron_export.runtimes.ort import OrtRunner
-from adakron_export.runtimes.tensorrt import TensorRTRunner
+from adakron_export.runtimes.base import Array, ArtifactRunner, Batch
 
 BATCH_SIZE = 16
 Outputs = dict[str, Array]  # of one text, by name
@@ -51,7 +48,7 @@ def group_by_length(lengths: Sequence[int], *, batch_size: int = BATCH_SIZE, lon
 
 
 def run_texts(
-    runner: OrtRunner | OpenVinoRunner | TensorRTRunner, texts: Sequence[Mapping[str, Sequence[int]]], *,
+    runner: ArtifactRunner, texts: Sequence[Mapping[str, Sequence[int]]], *,
     batch_size: int = BATCH_SIZE,
 ) -> list[Outputs]:  # fmt: skip
     """Run tokenised texts of any lengths; the outputs come in the order of the texts.

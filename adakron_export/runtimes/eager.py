@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakron_export.adapter.task_model import TaskModel
+from adakron_export.checkpoints.task_model import TaskModel
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array, Batch, check_batch, check_values
 
@@ -32,6 +32,7 @@ class EagerRunner:
             raise RunnerError(f"this PyTorch ({torch.__version__}) sees no CUDA device; use device cpu")
         self.model = model.eval().to(device)
         self.device = device
+        self.on_gpu = device == "cuda"
         kind = {torch.float32: "fp32", torch.float64: "fp64"}.get(self._floating, str(self._floating)[6:])
         self.name = f"eager PyTorch {kind}" + (" on CUDA" if device == "cuda" else "")
         self.input_names = tuple(model.signature.inputs)

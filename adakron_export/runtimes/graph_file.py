@@ -11,9 +11,10 @@ import mmap
 from collections.abc import Collection, Iterator
 from pathlib import PurePosixPath
 
-from adakron_export.artifact import Artifact, files_of
+from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.listing import files_of
 from adakron_export.errors import ArtifactError
-from adakron_export.protobuf import read_fields, read_varints
+from adakron_export.files.protobuf import read_fields, read_varints
 
 _REFUSED = ("Loop", "Scan", "If", "SequenceMap")
 _DEEPEST = 8  # graphs within attributes of nodes

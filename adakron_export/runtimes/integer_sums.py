@@ -12,7 +12,7 @@ import functools
 import numpy as np
 
 from adakron_export.extras import require
-from adakron_export.protobuf import message
+from adakron_export.files.protobuf import message
 
 _ROWS, _INNER, _COLUMNS = 2, 8, 16
 _UINT8, _INT8, _INT32 = 2, 3, 6  # TensorProto.DataType

@@ -7,8 +7,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from adakron_export.artifact import Artifact
-from adakron_export.device import Device
+from adakron_export.artifacts.artifact import Artifact
 from adakron_export.errors import RunnerError
 from adakron_export.extras import require
 from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
@@ -21,23 +20,34 @@ class OpenVinoRunner:
 
     Args:
         artifact: The opened folder, or the manifest and file of one that is being made.
-        threads: That compute; OpenVINO's choice by default.
+        device: ``openvino``.
+        threads: Threads that compute; OpenVINO's choice by default.
+        record_launches: ``False``: there are none.
 
     Raises:
         RunnerError: The artifact is not made for it, the processor has no bf16, or OpenVINO refuses it.
         MissingPackageError: OpenVINO is not installed.
     """
 
-    device = Device.OPENVINO
+    device = "openvino"
+    on_gpu = False
 
-    def __init__(self, artifact: Artifact, *, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        artifact: Artifact,
+        *,
+        device: str = "openvino",
+        threads: int | None = None,
+        record_launches: bool = False,
+    ) -> None:
+        assert (device, record_launches) == ("openvino", False)
         ov = require("openvino", extra="openvino")
         self.manifest = manifest = artifact.manifest
         self.pad_id, self._vocab_size = tokens_of(artifact.folder)
-        if manifest.float_dtype not in _PRECISIONS or (manifest.dtype == "int8" and not manifest.calibrated_on):
+        if manifest.float_dtype not in _PRECISIONS or (manifest.spec.dtype == "int8" and not manifest.calibrated_on):
             raise RunnerError(
-                f"{artifact.folder} is in {manifest.dtype} for {manifest.target}, which OpenVINO computes slowly or "
-                "otherwise; export with --target openvino in fp32, bf16 or, with --data, int8"
+                f"{artifact.folder} is in {manifest.spec.dtype} for {manifest.spec.target}, which OpenVINO computes "
+                "slowly or otherwise; export with --target openvino in fp32, bf16 or, with --data, int8"
             )
         if threads is not None and threads < 1:
             raise RunnerError(f"threads is {threads}; it must be at least 1")

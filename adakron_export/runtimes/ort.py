@@ -10,14 +10,16 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifact import EXACT_SUMS, Artifact, Manifest, Tuning
-from adakron_export.device import Device
+from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.manifest import Manifest, Tuning
 from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
-from adakron_export.machine import describe_machine
+from adakron_export.graph.keys import EXACT_SUMS
+from adakron_export.machine.description import describe_machine
 from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
 from adakron_export.runtimes.huge_pages import Moving, huge_pages
 from adakron_export.runtimes.integer_sums import saturates
+from adakron_export.runtimes.table import RUNTIMES
 
 # What a model spends its time on; ONNX Runtime may well compute shapes on the CPU while these run on a GPU.
 _HEAVY = {
@@ -28,12 +30,7 @@ _HEAVY = {
 
 _UNRECORDED = -1  # in the place of a recorded launch's number
 
-_PROVIDERS = {
-    Device.CPU: "CPUExecutionProvider",
-    Device.CUDA: "CUDAExecutionProvider",
-    Device.TENSORRT: "TensorrtExecutionProvider",
-    Device.TENSORRT_RTX: "NvTensorRTRTXExecutionProvider",
-}
+_PROVIDERS = {row.device: row.provider for row in RUNTIMES.values() if row.provider is not None}
 
 
 class OrtRunner:
@@ -41,10 +38,10 @@ class OrtRunner:
 
     Args:
         artifact: The opened folder, or the manifest and file of one that is being made.
-        device: Where to run; another provider is never used in its place.
-        threads: Of one operator; what `tune` found on this machine, or else ONNX Runtime's choice by default.
+        device: A device of ONNX Runtime; another provider is never used in its place.
+        threads: Threads per operator; by default what `tune` found on this machine, or else ONNX Runtime's choice.
         optimize: Whether ONNX Runtime may rewrite the graph; without, every value can be looked at.
-        cuda_graphs: Whether launches are recorded once per batch of `prepare` and replayed; only for timing.
+        record_launches: Whether launches are recorded once per batch of `prepare` and replayed; only for timing.
 
     Raises:
         RunnerError: The device is not available, does not compute all of the graph, or ONNX Runtime refuses it.
@@ -52,26 +49,27 @@ class OrtRunner:
     """
 
     def __init__(
-        self, artifact: Artifact, *, device: Device = Device.CPU, threads: int | None = None, optimize: bool = True,
-        cuda_graphs: bool = False,
+        self, artifact: Artifact, *, device: str = "cpu", threads: int | None = None, optimize: bool = True,
+        record_launches: bool = False,
     ) -> None:  # fmt: skip
         self.manifest = artifact.manifest
         self.device = device
+        self.on_gpu = device != "cpu"
         self.pad_id, self._vocab_size = tokens_of(artifact.folder)
-        tuning = _tuning_here(self.manifest) if device is Device.CPU else None
+        tuning = _tuning_here(self.manifest) if device == "cpu" else None
         options = _session_options(threads, tuning, optimize=optimize)
-        if device is Device.CPU and saturates():
+        if device == "cpu" and saturates():
             options.add_session_config_entry(EXACT_SUMS, "1")
-        settings, provider = _settings(device, cuda_graphs=cuda_graphs), _PROVIDERS[device]
+        settings, provider = _settings(device, record_launches=record_launches), _PROVIDERS[device]
         disabled = tuning.disabled_optimizers if tuning else self.manifest.disabled_optimizers
         model = _with_attention(artifact, tuning.attention, options) if tuning and tuning.attention else artifact.model
-        with huge_pages() if device is Device.CPU else contextlib.nullcontext(Moving()) as self._moving:
+        with huge_pages() if device == "cpu" else contextlib.nullcontext(Moving()) as self._moving:
             self.session = _open_session(artifact, model, device, settings, options, disabled)
         _check_placement(self.session, provider)
         self.name = f"onnxruntime {provider}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)
         self.output_names = tuple(info.name for info in self.manifest.outputs)
-        self._graph_ids = itertools.count(1) if cuda_graphs else itertools.repeat(_UNRECORDED)
+        self._graph_ids = itertools.count(1) if record_launches else itertools.repeat(_UNRECORDED)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
@@ -83,7 +81,7 @@ class OrtRunner:
         """A timed run; see `Runner.prepare`. On a GPU inputs and outputs are bound there, and each run is awaited."""
         self._moving.wait()
         feed, names = self._feed(batch), list(self.output_names)
-        if self.device in (Device.CPU, Device.TENSORRT_RTX):  # the plugin takes its inputs from the host
+        if self.device in ("cpu", "tensorrt-rtx"):  # the plugin takes its inputs from the host
             return lambda: _seconds(lambda: self._guarded(lambda: self.session.run(names, feed)))
         import onnxruntime as ort  # noqa: TID253, RUF100
 
@@ -107,7 +105,7 @@ class OrtRunner:
         import onnxruntime as ort  # noqa: TID253, RUF100
 
         options = ort.RunOptions()
-        if self.device is Device.CUDA:
+        if self.device == "cuda":
             options.add_run_config_entry("gpu_graph_id", str(graph_id))
         return options
 
@@ -131,17 +129,17 @@ def _first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:400]
 
 
-def _settings(device: Device, *, cuda_graphs: bool) -> dict[str, str]:
+def _settings(device: str, *, record_launches: bool) -> dict[str, str]:
     """The provider's options: fp32 is fp32, where CUDA would by default round products to TF32's 10 bits."""
-    if device is Device.CUDA:
-        return {"use_tf32": "0", **({"enable_cuda_graph": "1"} if cuda_graphs else {})}
-    if device is Device.TENSORRT:
-        return {"trt_cuda_graph_enable": "1"} if cuda_graphs else {}
+    if device == "cuda":
+        return {"use_tf32": "0", **({"enable_cuda_graph": "1"} if record_launches else {})}
+    if device == "tensorrt":
+        return {"trt_cuda_graph_enable": "1"} if record_launches else {}
     return {}
 
 
 def _tuning_here(manifest: Manifest) -> Tuning | None:
-    machine = describe_machine(device=Device.CPU, threads=None)
+    machine = describe_machine(device="cpu", threads=None)
     tuning = manifest.tuning
     same = tuning is not None and (tuning.processor, tuning.cores) == (machine["processor"], machine["cores"])
     return tuning if same else None
@@ -179,16 +177,16 @@ def _with_attention(artifact: Artifact, form: str, options: Any) -> bytes:
 
 
 def _open_session(
-    artifact: Artifact, model: Path | bytes, device: Device, settings: dict[str, str], options: Any,
+    artifact: Artifact, model: Path | bytes, device: str, settings: dict[str, str], options: Any,
     disabled: Sequence[str],
 ) -> Any:  # fmt: skip
     file, manifest, name = artifact.model, artifact.manifest, _PROVIDERS[device]
-    if manifest.dtype == "bf16" and device is Device.CPU:
+    if manifest.spec.dtype == "bf16" and device == "cpu":
         raise RunnerError("ONNX Runtime has no bf16 on the CPU; open it with device cuda, or export fp32 for the CPU")
     import onnxruntime as ort  # noqa: TID253, RUF100
 
     providers: list[Any] = [(name, settings)]
-    if device is Device.TENSORRT_RTX:
+    if device == "tensorrt-rtx":
         _add_plugin(options, name)
         providers = []
     elif name not in ort.get_available_providers():
@@ -196,7 +194,7 @@ def _open_session(
             f"this onnxruntime has no {name} (it has {', '.join(ort.get_available_providers())}); "
             "for a GPU install adakron-export[gpu] instead of adakron-export[cpu]"
         )
-    if device in (Device.CUDA, Device.TENSORRT):
+    if device in ("cuda", "tensorrt"):
         with contextlib.redirect_stdout(sys.stderr):  # it prints, and our stdout is the result
             ort.preload_dlls()  # CUDA and cuDNN of NVIDIA's pip packages, which torch brings along
     try:
@@ -245,7 +243,7 @@ def _check_signature(session: Any, manifest: Manifest, model: Path) -> None:
 
 def _check_placement(session: Any, provider: str) -> None:
     """Refuse a session that computes on the CPU what was meant for another device, whatever its providers say."""
-    if provider == _PROVIDERS[Device.CPU] or not hasattr(session, "get_provider_graph_assignment_info"):
+    if provider == _PROVIDERS["cpu"] or not hasattr(session, "get_provider_graph_assignment_info"):
         return
     elsewhere = misplaced(session.get_provider_graph_assignment_info(), provider)
     if elsewhere:

@@ -9,11 +9,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adakron_export.artifact import TensorInfo
-from adakron_export.device import Device
-from adakron_export.engines.folder import EngineFolder
+from adakron_export.artifacts.engine import EngineFolder
+from adakron_export.artifacts.manifest import TensorInfo
+from adakron_export.artifacts.shapes import Shape, bounds_text, choose_profile, shape_text, tensor_shape
 from adakron_export.engines.loading import LoadedEngine, load_engine
-from adakron_export.engines.profiles import Shape, bounds_text, choose_profile, shape_text, tensor_shape
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
 
@@ -25,7 +24,7 @@ class TensorRTRunner:
 
     Args:
         folder: Its opened folder.
-        cuda_graphs: Whether launches are recorded once per shape and replayed. TensorRT for RTX does that itself;
+        record_launches: Whether launches are recorded once per shape and replayed. TensorRT for RTX does that itself;
             for TensorRT each shape keeps a context of its own, of the last 16 shapes.
 
     Raises:
@@ -34,15 +33,16 @@ class TensorRTRunner:
         RunnerError: This PyTorch has no CUDA, which holds the tensors.
     """
 
-    device = Device.CUDA
+    device = "cuda"
+    on_gpu = True
 
-    def __init__(self, folder: EngineFolder, *, cuda_graphs: bool = False) -> None:
+    def __init__(self, folder: EngineFolder, *, record_launches: bool = False) -> None:
         self.manifest = folder.manifest
         self.pad_id, self._vocab_size = tokens_of(folder.folder)
         self._loaded = load_engine(folder)
         self._memory = _GpuMemory()
-        self._by_itself = cuda_graphs and self.manifest.flavor == "rtx"
-        self._recording = cuda_graphs and not self._by_itself
+        self._by_itself = record_launches and self.manifest.flavor == "rtx"
+        self._recording = record_launches and not self._by_itself
         self._contexts = {index: self._new_context(index) for index in range(len(self.manifest.bounds))}
         self._recorded: OrderedDict[Shape, _Launch] = OrderedDict()
         self._turn = threading.Lock()  # a context computes one batch at a time

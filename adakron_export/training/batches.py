@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from adakron_export.training.metrics import IGNORED
+from adakron_export.data.metrics import IGNORED
 
 _POOL = 50  # steps whose texts are sorted together: long enough to save padding, short enough to stay random
 

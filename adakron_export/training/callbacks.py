@@ -13,9 +13,9 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
+from adakron_export.data.metrics import is_better
 from adakron_export.errors import TrainingError
 from adakron_export.extras import require
-from adakron_export.training.metrics import is_better
 
 History = Sequence[Mapping[str, Any]]
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from adakron_export.card_metadata import front_matter
+from adakron_export.artifacts.card_metadata import front_matter
 
 
 def training_card(record: Mapping[str, Any], name: str) -> str:

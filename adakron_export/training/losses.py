@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from adakron_export.data.labels import MULTI, REGRESSION
+from adakron_export.data.metrics import IGNORED
 from adakron_export.tasks import Task
-from adakron_export.training.labels import MULTI, REGRESSION
-from adakron_export.training.metrics import IGNORED
 
 LABELS = ("labels", "start_positions", "end_positions")
 

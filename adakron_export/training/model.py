@@ -15,15 +15,15 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from adakron_export.adapter import hub
-from adakron_export.adapter.checkpoint import load_backbone, read_config, with_adapter
 from adakron_export.adapter.config import AdaKronConfig
-from adakron_export.adapter.task_model import position_limit
 from adakron_export.adapter.tuner import PREFIX
+from adakron_export.checkpoints import hub
+from adakron_export.checkpoints.checkpoint import load_backbone, read_config, with_adapter
+from adakron_export.checkpoints.task_model import position_limit
+from adakron_export.data.labels import REGRESSION, Labels
 from adakron_export.errors import BackboneError, TrainingError, told_as
 from adakron_export.tasks import Task, auto_class, peft_task_type
-from adakron_export.tokenization import padding_id
-from adakron_export.training.labels import REGRESSION, Labels
+from adakron_export.tokenization.encoding import padding_id
 from adakron_export.training.recipe import Recipe
 
 _IN_LAYER = re.compile(r"\.(\d+)\.")  # of a module's name: layers are numbered, embeddings and heads are not

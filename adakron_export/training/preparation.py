@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from transformers import PrinterCallback, set_seed
 
-from adakron_export.tokenization import padding_id
+from adakron_export.data.data import TrainingData
+from adakron_export.data.evaluation import metrics_function
+from adakron_export.data.features import Tokenisation
+from adakron_export.tokenization.encoding import padding_id
 from adakron_export.training.callbacks import Saving, Stopping, TensorBoard
-from adakron_export.training.data import TrainingData
-from adakron_export.training.evaluation import metrics_function
-from adakron_export.training.features import Tokenisation
 from adakron_export.training.model import BackboneSource, load_tokenizer, load_trainable, longest_input
 from adakron_export.training.recipe import Recipe
 from adakron_export.training.trainer import AdaKronTrainer, training_arguments
+
+_log = logging.getLogger(__name__)
 
 
 def prepare_trainer(
@@ -24,7 +27,6 @@ def prepare_trainer(
     source: BackboneSource,
     folder: Path,
     *,
-    say: Callable[[str], None],
     load: Callable[..., Any] = load_trainable,
 ) -> AdaKronTrainer:
     """A trainer that is ready to run; nothing is written yet.
@@ -34,7 +36,6 @@ def prepare_trainer(
         data: What is learned.
         source: The backbone.
         folder: Where the run will keep its state.
-        say: Told of texts that are too long.
         load: Makes the model; arguments and result as of `load_trainable`.
 
     Raises:
@@ -49,8 +50,8 @@ def prepare_trainer(
     model = load(source, recipe, task, data.labels, tokenizer)
     longest = longest_input(model, tokenizer, recipe, task)
     tokenisation = Tokenisation(tokenizer, longest, data.columns, data.labels, recipe)
-    features = tokenisation.dataset(data.train, say)
-    evaluation = tokenisation.dataset(data.evaluation, say)
+    features = tokenisation.dataset(data.train)
+    evaluation = tokenisation.dataset(data.evaluation)
     lengths = list(evaluation["length"])  # sorted, so that evaluation pads as little as training does
     evaluation = evaluation.select(sorted(range(len(lengths)), key=lambda row: -lengths[row]))
     trainer = AdaKronTrainer(
@@ -58,7 +59,7 @@ def prepare_trainer(
         recipe,
         task=task,
         problem_type=data.labels.problem_type,
-        pad_token_id=_padding(model, tokenizer, say),
+        pad_token_id=_padding(model, tokenizer),
         special_ids=tokenizer.all_special_ids,
         args=arguments,
         train_dataset=features,
@@ -74,11 +75,13 @@ def prepare_trainer(
     return trainer
 
 
-def _padding(model: Any, tokenizer: Any, say: Callable[[str], None]) -> int:
+def _padding(model: Any, tokenizer: Any) -> int:
     """The token that fills short texts: the model's, by which a decoder that classifies finds the end of a text."""
     own = padding_id(model.config.to_dict())
     if own is None:
         return int(tokenizer.pad_token_id)
     if own != tokenizer.pad_token_id:
-        say(f"warning: the tokenizer pads with {tokenizer.pad_token_id}, the model with {own}: the model's is taken")
+        _log.warning(
+            "the tokenizer pads with %s, the model with %s: the model's is taken", tokenizer.pad_token_id, own
+        )
     return own

@@ -2,111 +2,102 @@
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
+from adakron_export.data.settings import DataSettings
 from adakron_export.errors import TrainingError
-from adakron_export.json_files import read_bytes
+from adakron_export.files.records import read_bytes
+from adakron_export.options.fields import check_record, option, options_of
 from adakron_export.tasks import Task
 
-TASKS = (Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING, Task.TEXT_GENERATION)
-PROBLEM_TYPES = ("single_label_classification", "multi_label_classification", "regression")
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
-DTYPES = ("fp32", "bf16", "fp16")
+COMPUTED_IN = ("fp32", "bf16", "fp16")
 # What may differ between a run and its resumption: where things are, not what is computed.
 MOVABLE = ("data", "eval_data", "backbone", "num_workers", "report_to")
 
 
-def _setting(default: Any, text: str, *, group: str, choices: Iterable[str] = (), metavar: str | None = None) -> Any:
-    return field(
-        default=default, metadata={"help": text, "group": group, "choices": tuple(choices), "metavar": metavar}
-    )
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Recipe:
+class Recipe(DataSettings):
     """What is trained on what, and how. Every field is an option of the command line and a key of a recipe file.
 
     Raises:
         TrainingError: A value is impossible.
     """
 
-    backbone: str = _setting("", "The backbone.", group="model", metavar="DIR_OR_ID")
-    revision: str | None = _setting(None, "Branch, tag or commit of a backbone on the hub.", group="model")
-    task: str | None = _setting(None, "By default what the data looks like.", group="model", choices=TASKS)
-    data: str = _setting("", "File, folder, glue:NAME or hub id to train on.", group="data", metavar="DATA")
-    eval_data: str | None = _setting(None, "The same, to choose the best epoch on.", group="data", metavar="DATA")
-    eval_share: float = _setting(0.1, "Held out of DATA where there is no evaluation data.", group="data")
-    text_column: str | None = _setting(None, "Text, words, question or prompt.", group="data", metavar="NAME")
-    pair_column: str | None = _setting(None, "Second text, or context.", group="data", metavar="NAME")
-    label_column: str | None = _setting(None, "Label, tags, answers or completion.", group="data", metavar="NAME")
-    problem_type: str | None = _setting(None, "By default what the labels are.", group="data", choices=PROBLEM_TYPES)
-    label_separator: str | None = _setting(None, "Between the labels of one text.", group="data", metavar="TEXT")
-    header: bool | None = _setting(None, "Whether the first line names the columns.", group="data")
-    delimiter: str | None = _setting(None, "Between the cells of a table.", group="data", metavar="TEXT")
-    max_length: int | None = _setting(None, "Tokens, longer ones are cut; the backbone's own.", group="data")
-    doc_stride: int = _setting(128, "Tokens that windows on a long context share.", group="data")
-    n_best: int = _setting(20, "Starts and ends that are tried for an answer.", group="data")
-    max_answer_length: int = _setting(30, "In tokens.", group="data")
-    r: int = _setting(48, "Width of the Kronecker product.", group="adapter")
-    k: int = _setting(4, "Width of the second small network; divides r.", group="adapter")
-    layers: str | None = _setting(None, "Only these, such as 2-5 or 0,3.", group="adapter", metavar="FROM-TO")
-    num_experts: int = _setting(1, "Networks in the mixture on the k-wide side.", group="adapter")
-    pooler_scale: float = _setting(
-        1.0, "Factor of the weights of a pooler that was never trained, such as 10.", group="adapter"
+    backbone: str = option("", "Backbone to train adapters on.", group="model", metavar="DIR_OR_ID")
+    revision: str | None = option(None, "Branch, tag or commit of a backbone on the hub.", group="model")
+    max_length: int | None = option(
+        None, "Longest text, in tokens; longer ones are cut.", shown="the backbone's own", group="data", least=1
     )
-    kron_order: str = _setting("a2_a1", "Left factor first.", group="adapter", choices=("a2_a1", "a1_a2"))
-    consistency: float = _setting(0.0, "Weight of AdaMix's consistency loss.", group="adapter")
-    epochs: float = _setting(3.0, "Passes over the data.", group="optimisation")
-    max_steps: int | None = _setting(None, "Stop after so many steps.", group="optimisation")
-    batch_size: int = _setting(32, "Per process.", group="optimisation")
-    gradient_accumulation: int = _setting(1, "Batches per step.", group="optimisation")
-    learning_rate: float = _setting(3e-3, "Of the adapters.", group="optimisation")
-    head_learning_rate: float | None = _setting(None, "Of the head; the adapters' own.", group="optimisation")
-    norm_learning_rate: float | None = _setting(
-        None, "Train the normalisation layers beside the adapters too, at this rate.", group="optimisation"
+    r: int = option(48, "Width of the Kronecker product.", group="adapter", least=1)
+    k: int = option(4, "Width of the second small network; divides r.", group="adapter", least=1)
+    layers: str | None = option(
+        None, "Layers that get an adapter, such as 2-5 or 0,3.", shown="all", group="adapter", metavar="FROM-TO"
     )
-    weight_decay: float = _setting(0.01, "Of weights, not of biases and norms.", group="optimisation")
-    warmup: float = _setting(0.06, "Share of the steps; from 1 on, their number.", group="optimisation")
-    schedule: str = _setting("linear", "Of the learning rate.", group="optimisation", choices=SCHEDULES)
-    max_grad_norm: float = _setting(1.0, "Gradients are clipped to it; 0 does not.", group="optimisation")
-    dropout: float | None = _setting(None, "In the backbone; its own.", group="optimisation")
-    label_smoothing: float = _setting(0.0, "Of single labels.", group="optimisation")
-    token_dropout: float = _setting(
-        0.0, "Share of a text's tokens left out at random, in classification.", group="optimisation"
+    num_experts: int = option(1, "Networks in the mixture on the k-wide side.", group="adapter", least=1)
+    pooler_scale: float = option(
+        1.0, "Factor on the weights of a pooler that was never trained, such as 10.", group="adapter"
     )
-    average: float = _setting(
-        0.0, "Keep a moving average of the weights with this decay, such as 0.99.", group="optimisation"
+    kron_order: str = option(
+        "a2_a1", "Order of the Kronecker product, left factor first.", group="adapter", choices=("a2_a1", "a1_a2")
     )
-    seed: int = _setting(0, "Of everything random.", group="optimisation")
-    early_stopping: int | None = _setting(
-        None, "Stop after so many evaluations without a better one.", group="evaluation", metavar="PATIENCE"
+    consistency: float = option(0.0, "Weight of AdaMix's consistency loss.", group="adapter")
+    epochs: float = option(3.0, "Passes over the data.", group="optimisation")
+    max_steps: int | None = option(None, "Steps after which training stops.", group="optimisation", least=1)
+    batch_size: int = option(32, "Texts in a batch, per process.", group="optimisation", least=1)
+    gradient_accumulation: int = option(1, "Batches per step.", group="optimisation", least=1)
+    learning_rate: float = option(3e-3, "Learning rate of the adapters.", group="optimisation")
+    head_learning_rate: float | None = option(
+        None, "Learning rate of the head.", shown="that of the adapters", group="optimisation"
     )
-    metric: str | None = _setting(None, "Which decides what is best; the task's own.", group="evaluation")
-    eval_batch_size: int = _setting(64, "Per process.", group="evaluation")
-    logging_steps: int = _setting(10, "Steps between points of the curve.", group="evaluation")
-    report_to: str | None = _setting(
+    norm_learning_rate: float | None = option(
+        None, "Train the normalisation layers too, at this learning rate.", group="optimisation"
+    )
+    weight_decay: float = option(0.01, "Decay of weights; biases and norms have none.", group="optimisation")
+    warmup: float = option(0.06, "Share of the steps; from 1 on, their number.", group="optimisation")
+    schedule: str = option("linear", "Schedule of the learning rate.", group="optimisation", choices=SCHEDULES)
+    max_grad_norm: float = option(1.0, "Norm that gradients are clipped to; 0 clips none.", group="optimisation")
+    dropout: float | None = option(None, "Dropout in the backbone.", shown="the backbone's own", group="optimisation")
+    label_smoothing: float = option(0.0, "Smoothing of single labels.", group="optimisation")
+    token_dropout: float = option(
+        0.0, "Share of a text's tokens left out at random, in classification.", group="optimisation", below=1
+    )
+    average: float = option(
+        0.0, "Decay of a moving average of the weights, such as 0.99; 0 keeps none.", group="optimisation", below=1
+    )
+    early_stopping: int | None = option(
+        None,
+        "Evaluations without a better one after which training stops.",
+        group="evaluation",
+        metavar="PATIENCE",
+        least=1,
+    )
+    eval_batch_size: int = option(64, "Texts in a batch of the evaluation, per process.", group="evaluation", least=1)
+    logging_steps: int = option(10, "Steps between points of the curve.", group="evaluation", least=1)
+    report_to: str | None = option(
         None,
         "Trackers of the Trainer beside TensorBoard, such as wandb or mlflow.",
         group="evaluation",
         metavar="NAMES",
     )
-    save_steps: int = _setting(500, "Steps between saves within an epoch.", group="evaluation")
-    dtype: str = _setting("fp32", "Of the computation; weights are fp32.", group="speed", choices=DTYPES)
-    group_by_length: bool = _setting(True, "Batches of equally long texts.", group="speed")
-    gradient_checkpointing: bool = _setting(False, "Less memory, more time.", group="speed")
-    compile: bool = _setting(False, "Through torch.compile.", group="speed")
-    num_workers: int = _setting(0, "Processes that load data.", group="speed")
+    save_steps: int = option(500, "Steps between saves within an epoch.", group="evaluation", least=1)
+    dtype: str = option("fp32", "Precision of the computation; weights stay fp32.", group="speed", choices=COMPUTED_IN)
+    group_by_length: bool = option(True, "Batch texts of similar length together.", group="speed")
+    gradient_checkpointing: bool = option(False, "Use less memory and more time.", group="speed")
+    compile: bool = option(False, "Run the model through torch.compile.", group="speed")
+    num_workers: int = option(0, "Processes that load data.", group="speed")
 
     def __post_init__(self) -> None:
         """Refuse values that cannot be trained with."""
-        for row in fields(self):
-            _check_value(row.name, getattr(self, row.name), row.metadata["choices"])
+        check_record(self, TrainingError)
+        for name in _LEARNING:
+            if getattr(self, name) == 0:
+                raise TrainingError(f"{name} is 0, and nothing would be learned")
         if not self.backbone:
             raise TrainingError("no backbone is named; pass --backbone with its folder or hub id")
         if not self.data:
@@ -115,7 +106,7 @@ class Recipe:
             raise TrainingError(
                 "consistency compares the passes of different experts; it needs num_experts of at least 2"
             )
-        if not 0 < self.eval_share < 1:
+        if self.eval_share == 0:
             raise TrainingError(f"eval_share is {self.eval_share}; it must lie between 0 and 1")
         self.layer_indices()
         if self.task is not None:
@@ -139,35 +130,8 @@ class Recipe:
 
 
 _MOST_LAYERS = 1024
+_LEARNING = ("epochs", "learning_rate", "head_learning_rate", "norm_learning_rate", "pooler_scale")
 _LARGEST_RECIPE = 2**20  # bytes
-_AT_LEAST_ONE = (
-    "max_length", "n_best", "max_answer_length", "r", "k", "num_experts", "max_steps", "batch_size",
-    "gradient_accumulation", "early_stopping", "eval_batch_size", "logging_steps", "save_steps",
-)  # fmt: skip
-
-_BELOW_ONE = ("token_dropout", "average")
-
-
-def _check_value(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value is None:
-        return
-    if choices and value not in choices:
-        raise TrainingError(f"{name} is {value!r}; choose one of {', '.join(choices)}")
-    if isinstance(value, (int, float)) and not (math.isfinite(value) and value >= 0):
-        raise TrainingError(f"{name} is {value}; it must be a number of at least 0")
-    if name in _BELOW_ONE and value >= 1:
-        raise TrainingError(f"{name} is {value}; it must be below 1")
-    if name in _AT_LEAST_ONE and value < 1:
-        raise TrainingError(f"{name} is {value}; it must be at least 1")
-    if name in ("epochs", "learning_rate", "head_learning_rate", "norm_learning_rate", "pooler_scale") and value == 0:
-        raise TrainingError(f"{name} is 0, and nothing would be learned")
-
-
-def setting_type(name: str) -> type:
-    """The type of a setting, without its ``None``."""
-    hint = get_type_hints(Recipe)[name]
-    options = [option for option in get_args(hint) if option is not type(None)]
-    return options[0] if options else hint  # type: ignore[no-any-return]
 
 
 def make_recipe(settings: Mapping[str, Any], *, source: str = "the recipe") -> Recipe:
@@ -188,7 +152,7 @@ def make_recipe(settings: Mapping[str, Any], *, source: str = "the recipe") -> R
 
 
 def _converted(name: str, value: Any, source: str) -> Any:
-    wanted = setting_type(name)
+    wanted = next(each.kind for each in options_of(Recipe, name))
     if value is None or type(value) is wanted:
         return value
     if wanted is str and isinstance(value, (Path, int)) and not isinstance(value, bool):

@@ -8,14 +8,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from adakron_export.adapter.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
-from adakron_export.companions import companion_names
+from adakron_export.checkpoints.checkpoint import ADAPTER_CONFIG, ADAPTER_WEIGHTS, UNFINISHED
 from adakron_export.errors import TrainingError
-from adakron_export.json_files import read_json
-from adakron_export.staging import check_replaceable, check_writable, write_text
+from adakron_export.files.records import read_json
+from adakron_export.files.staging import check_replaceable, check_writable, write_text
+from adakron_export.tokenization.companions import companion_names
 from adakron_export.training.recipe import MOVABLE, Recipe, make_recipe
-from adakron_export.training.run import CURVES, RECORD
 
+RECORD = "training.json"
+CURVES = "curves.png"
 _SETTINGS = "run.json"
 _STATE = "trainer_state.json"
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations.integration_utils import get_reporting_integration_callbacks
 
+from adakron_export.data.metrics import LOWER_IS_BETTER
 from adakron_export.errors import TrainingError, told_as
 from adakron_export.tasks import Task
 from adakron_export.training.augmentation import drop_tokens
@@ -21,7 +22,6 @@ from adakron_export.training.averaging import WeightAverage
 from adakron_export.training.batches import Collator, LengthGroupedSampler
 from adakron_export.training.callbacks import best_evaluation
 from adakron_export.training.losses import LABELS, count_terms, label_names, summed_loss, symmetric_divergence
-from adakron_export.training.metrics import LOWER_IS_BETTER
 from adakron_export.training.model import trained_part
 from adakron_export.training.recipe import Recipe
 

@@ -8,9 +8,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from adakron_export.graph.tolerance import Tolerance
+from adakron_export.quantities import as_json
 from adakron_export.runtimes.base import Array
-from adakron_export.validation.parity import as_json
-from adakron_export.validation.tolerance import Tolerance
 
 _NOISE = 4.0  # times the rounding of a right graph
 _FLOOR = 2e-6  # of a layer's largest value: what fp32 rounds anyway
@@ -117,18 +117,19 @@ def layer_errors(
     for layer, values in candidate.items():
         if layer not in reference:
             continue
-        right = reference[layer]
-        found = _same_shape(right, values)
-        if found is None:
+        of_reference = reference[layer]
+        of_candidate = _same_shape(of_reference, values)
+        if of_candidate is None:
             continue
-        kept = mask.astype(bool) if mask is not None and right.shape[:2] == mask.shape and right.ndim > 2 else ...
-        scale = float(np.abs(right[kept]).max(initial=0.0))
-        limit = tolerance.limit(right[kept])
-        again = _same_shape(right, fresh.get(layer, ()))
-        if again is not None:
-            rounding = _NOISE * _distance(right[kept], again[kept]) + _FLOOR * max(scale, 1e-3)
+        per_token = mask is not None and of_reference.shape[:2] == mask.shape and of_reference.ndim > 2
+        kept = mask.astype(bool) if mask is not None and per_token else ...
+        scale = float(np.abs(of_reference[kept]).max(initial=0.0))
+        limit = tolerance.limit(of_reference[kept])
+        of_fresh = _same_shape(of_reference, fresh.get(layer, ()))
+        if of_fresh is not None:
+            rounding = _NOISE * _distance(of_reference[kept], of_fresh[kept]) + _FLOOR * max(scale, 1e-3)
             limit = min(max(limit, _ROUNDING * scale), rounding)  # where the export itself is wrong, rounding is large
-        rows.append(LayerError(layer, _distance(right[kept], found[kept]), scale, limit))
+        rows.append(LayerError(layer, _distance(of_reference[kept], of_candidate[kept]), scale, limit))
     return tuple(_innermost_first(rows))
 
 
@@ -137,7 +138,7 @@ def first_divergence(
     layers: tuple[LayerError, ...],
     nodes: Sequence[Node],
     fresh: Sequence[Node],
-    is_adapter: Callable[[str], bool],
+    part_of: Callable[[str], str],
 ) -> Divergence:
     """Name the first layer that is wrong, and the first node.
 
@@ -146,14 +147,14 @@ def first_divergence(
         layers: As of `layer_errors`.
         nodes: Of the candidate.
         fresh: Of a graph that is right: made anew from the checkpoint in the same way, or the other artifact's.
-        is_adapter: Whether a module is an adapter.
+        part_of: What a module is: ``adapter``, ``backbone`` or ``head``.
     """
     wrong = next((row for row in layers if row.diverges), None)
     node, cause = _first_wrong_node(nodes, fresh, wrong.layer if wrong else None)
     if wrong is None:
         cause = cause or "the graph is right; what differs is how the runtime optimises it"
         return Divergence(batch, None, None, node, cause, layers)
-    return Divergence(batch, wrong.layer, _part(wrong.layer, is_adapter), node, cause, layers)
+    return Divergence(batch, wrong.layer, part_of(wrong.layer), node, cause, layers)
 
 
 def _innermost_first(layers: Sequence[LayerError]) -> list[LayerError]:
@@ -171,19 +172,13 @@ def _is_in(module: str, layer: str) -> bool:
     return module == layer or module.startswith(layer + ".")
 
 
-def _part(layer: str, is_adapter: Callable[[str], bool]) -> str:
-    if is_adapter(layer):
-        return "adapter"
-    return "head" if layer.partition(".")[0] in ("classifier", "score", "qa_outputs", "cls", "lm_head") else "backbone"
+def _same_shape(reference: Array, values: Sequence[Array]) -> Array | None:
+    return next((value for value in reversed(values) if value.shape == reference.shape), None)
 
 
-def _same_shape(right: Array, values: Sequence[Array]) -> Array | None:
-    return next((value for value in reversed(values) if value.shape == right.shape), None)
-
-
-def _distance(right: Array, other: Array) -> float:
+def _distance(reference: Array, candidate: Array) -> float:
     with np.errstate(invalid="ignore", over="ignore"):
-        error = np.abs(right.astype(np.float64) - other.astype(np.float64)).max(initial=0.0)
+        error = np.abs(reference.astype(np.float64) - candidate.astype(np.float64)).max(initial=0.0)
     return float(error) if np.isfinite(error) else float("inf")
 
 
@@ -236,13 +231,13 @@ def _cause(node: Node, other: Node) -> str | None:
         if hasattr(mine, "numpy") and hasattr(theirs, "numpy"):
             assert mine is not None
             assert theirs is not None
-            left, right = mine.numpy(), theirs.numpy()
+            of_candidate, of_reference = mine.numpy(), theirs.numpy()
             # A weight that was rewritten on the way has no name of the checkpoint's.
             weight = f"its weight {mine.name}" if "." in (mine.name or "") else "its weight"
-            if left.shape != right.shape:
-                return f"{weight} has shape {list(left.shape)}, the reference's {list(right.shape)}"
-            if not np.array_equal(left, right):
-                return f"{weight} is not the reference's: {_distance(right, left):.2g} off at most"
+            if of_candidate.shape != of_reference.shape:
+                return f"{weight} has shape {list(of_candidate.shape)}, the reference's {list(of_reference.shape)}"
+            if not np.array_equal(of_candidate, of_reference):
+                return f"{weight} is not the reference's: {_distance(of_reference, of_candidate):.2g} off at most"
         elif mine != theirs:
             return f"{name} is {_shown(mine)}, the reference has {_shown(theirs)}"
     return None

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import logging
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from adakron_export.graph.tolerance import Tolerance
+from adakron_export.quantities import as_json
 from adakron_export.runtimes.base import Array, Runner
-from adakron_export.validation.batches import NamedBatch
-from adakron_export.validation.tolerance import Tolerance
+from adakron_export.runtimes.space import NamedBatch
 
 if TYPE_CHECKING:
     from adakron_export.validation.accuracy import AccuracyReport
     from adakron_export.validation.divergence import Divergence, LayerError
     from adakron_export.validation.weights import WeightsReport
 
-Progress = Callable[[str], None]
+_log = logging.getLogger(__name__)
+
 AT_LEAST = ("cosine", "top1_agreement")  # the other metrics are errors, of which less is better
 _PER_TOKEN = ("start_logits", "end_logits")
 _SCORES = ("logits", *_PER_TOKEN)
@@ -167,18 +170,12 @@ class ParityReport:
         }
 
 
-def as_json(value: float) -> float | str:
-    """A number that JSON can hold."""
-    return value if np.isfinite(value) else "inf"
-
-
 def compare(
     reference: Runner,
     candidate: Runner,
     batches: Sequence[NamedBatch],
     *,
     tolerance: Tolerance,
-    progress: Progress = lambda _: None,
 ) -> list[OutputParity]:
     """Run both on every batch and compare every output; padding is not compared.
 
@@ -190,76 +187,82 @@ def compare(
         candidate: What is held against it.
         batches: As of `make_batches`.
         tolerance: What is allowed.
-        progress: Told of each batch before it runs.
     """
     rows = []
     for number, batch in enumerate(batches, 1):
         shape = next(iter(batch.inputs.values())).shape
-        progress(f"batch {number} of {len(batches)}: {batch.name}, {'x'.join(map(str, shape))}")
-        expected, found = reference.run(batch.inputs), candidate.run(batch.inputs)
-        rows += compare_outputs(batch, expected, found, tolerance, outputs=reference.output_names)
+        _log.info("batch %s of %s: %s, %s", number, len(batches), batch.name, "x".join(map(str, shape)))
+        of_reference, of_candidate = reference.run(batch.inputs), candidate.run(batch.inputs)
+        rows += compare_outputs(batch, of_reference, of_candidate, tolerance, outputs=reference.output_names)
     return rows
 
 
 def compare_outputs(
-    batch: NamedBatch, expected: Any, found: Any, tolerance: Tolerance, *, outputs: Iterable[str]
+    batch: NamedBatch, reference: Any, candidate: Any, tolerance: Tolerance, *, outputs: Iterable[str]
 ) -> list[OutputParity]:
     """Compare what two runners put out for one batch, one row per output."""
-    return [_compare_output(name, batch, expected[name], found[name], tolerance) for name in outputs]
+    return [_compare_output(name, batch, reference[name], candidate[name], tolerance) for name in outputs]
 
 
-def _compare_output(name: str, batch: NamedBatch, expected: Array, found: Array, tolerance: Tolerance) -> OutputParity:
+def _compare_output(
+    name: str, batch: NamedBatch, reference: Array, candidate: Array, tolerance: Tolerance
+) -> OutputParity:
     shape = next(iter(batch.inputs.values())).shape
-    if expected.shape != found.shape:
-        raise ValueError(f"{name} has shape {found.shape} where the reference has {expected.shape}")
+    if reference.shape != candidate.shape:
+        raise ValueError(f"{name} has shape {candidate.shape} where the reference has {reference.shape}")
     mask = batch.inputs.get("attention_mask")
     undefined = 0
     if mask is not None:
         texts = mask.any(axis=1)
-        undefined = int((~np.isfinite(found[~texts])).sum())
-        expected, found, mask = expected[texts], found[texts], mask[texts]
-    kept = mask.astype(bool) if mask is not None and (expected.ndim == 3 or name in _PER_TOKEN) else ...
-    right, other = expected[kept].astype(np.float64), found[kept].astype(np.float64)
+        undefined = int((~np.isfinite(candidate[~texts])).sum())
+        reference, candidate, mask = reference[texts], candidate[texts], mask[texts]
+    kept = mask.astype(bool) if mask is not None and (reference.ndim == 3 or name in _PER_TOKEN) else ...
+    kept_reference, kept_candidate = reference[kept].astype(np.float64), candidate[kept].astype(np.float64)
     if undefined:
-        checks = [Check("max_abs_error", float("inf"), tolerance.limit(right))]
+        checks = [Check("max_abs_error", float("inf"), tolerance.limit(kept_reference))]
         return OutputParity(batch.name, shape, name, undefined, tuple(checks))
     with np.errstate(invalid="ignore", over="ignore"):
-        error = np.abs(right - other)
+        error = np.abs(kept_reference - kept_candidate)
     if not np.isfinite(error).all():
-        non_finite = int((~np.isfinite(other) & np.isfinite(right)).sum())
-        checks = [Check("max_abs_error", float("inf"), tolerance.limit(right))]
+        non_finite = int((~np.isfinite(kept_candidate) & np.isfinite(kept_reference)).sum())
+        checks = [Check("max_abs_error", float("inf"), tolerance.limit(kept_reference))]
         return OutputParity(batch.name, shape, name, non_finite, tuple(checks))
-    limit = tolerance.limit(right)
+    limit = tolerance.limit(kept_reference)
     checks = [
         Check("max_abs_error", float(error.max(initial=0.0)), limit),
         # An error that is everywhere is a shift, and no rounding.
         Check("mean_abs_error", float(error.mean()) if error.size else 0.0, limit / 2),
-        *_norm_check(right, error, tolerance),
-        *_direction_checks(right.reshape(-1, right.shape[-1]), other.reshape(-1, right.shape[-1]), tolerance),
+        *_norm_check(kept_reference, error, tolerance),
+        *_direction_checks(_vectors(kept_reference), _vectors(kept_candidate), tolerance),
     ]
     if name in _SCORES:
-        left, second = (expected, found) if name in _PER_TOKEN else (right, other)
-        checks += _softmax_checks(_scores(name, left, mask), _scores(name, second, mask), tolerance)
+        first, second = (reference, candidate) if name in _PER_TOKEN else (kept_reference, kept_candidate)
+        checks += _softmax_checks(_scores(name, first, mask), _scores(name, second, mask), tolerance)
     return OutputParity(batch.name, shape, name, 0, tuple(checks))
 
 
-def _norm_check(right: Array, error: Array, tolerance: Tolerance) -> list[Check]:
+def _vectors(output: Array) -> Array:
+    """``[vectors, size]``."""
+    return output.reshape(-1, output.shape[-1])
+
+
+def _norm_check(reference: Array, error: Array, tolerance: Tolerance) -> list[Check]:
     """The relative error of the whole output; without a relative limit, against what the absolute one comes to."""
-    norm, size = float(np.linalg.norm(right)), np.sqrt(right.size)
+    norm, size = float(np.linalg.norm(reference)), np.sqrt(reference.size)
     if norm <= _ABOVE_NOISE * tolerance.absolute * size:
         return []
     limit = tolerance.relative + tolerance.absolute * size / norm
     return [Check("relative_error", float(np.linalg.norm(error)) / norm, limit)]
 
 
-def _direction_checks(right: Array, other: Array, tolerance: Tolerance) -> list[Check]:
+def _direction_checks(reference: Array, candidate: Array, tolerance: Tolerance) -> list[Check]:
     """The smallest cosine of two vectors, of those that are long enough to have a direction."""
-    norms = np.linalg.norm(right, axis=-1)
-    known = norms > _ABOVE_NOISE * tolerance.absolute * np.sqrt(right.shape[-1])
-    if right.shape[-1] < 2 or not known.any():
+    norms = np.linalg.norm(reference, axis=-1)
+    known = norms > _ABOVE_NOISE * tolerance.absolute * np.sqrt(reference.shape[-1])
+    if reference.shape[-1] < 2 or not known.any():
         return []
-    products = (right * other).sum(-1)[known]
-    both = norms[known] * np.linalg.norm(other[known], axis=-1)
+    products = (reference * candidate).sum(-1)[known]
+    both = norms[known] * np.linalg.norm(candidate[known], axis=-1)
     return [Check("cosine", float((products / np.maximum(both, np.finfo(float).tiny)).min()), tolerance.cosine)]
 
 
@@ -271,14 +274,14 @@ def _scores(name: str, output: Array, mask: Array | None) -> Array:
     return scores.reshape(-1, scores.shape[-1])
 
 
-def _softmax_checks(right: Array, other: Array, tolerance: Tolerance) -> list[Check]:
-    if right.shape[-1] < 2:
+def _softmax_checks(reference: Array, candidate: Array, tolerance: Tolerance) -> list[Check]:
+    if reference.shape[-1] < 2:
         return []
-    ordered = np.sort(right, axis=-1)
+    ordered = np.sort(reference, axis=-1)
     tied = ordered[:, -1] - ordered[:, -2] <= 2 * (tolerance.absolute + tolerance.relative * np.abs(ordered[:, -1]))
-    agree = (right.argmax(-1) == other.argmax(-1)) | tied
-    log_right, log_other = _log_softmax(right), _log_softmax(other)
-    divergence = (np.exp(log_right) * (log_right - log_other)).sum(-1)
+    agree = (reference.argmax(-1) == candidate.argmax(-1)) | tied
+    log_reference, log_candidate = _log_softmax(reference), _log_softmax(candidate)
+    divergence = (np.exp(log_reference) * (log_reference - log_candidate)).sum(-1)
     return [
         Check("top1_agreement", float(agree.mean()), tolerance.top1),
         Check("kl", float(np.maximum(divergence, 0.0).max(initial=0.0)), tolerance.kl),

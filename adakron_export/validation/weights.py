@@ -16,17 +16,12 @@ import numpy as np
 import onnx_ir as ir
 
 from adakron_export.errors import first_few
+from adakron_export.graph.dtypes import DTYPES, dtype_stored_as
 from adakron_export.runtimes.base import Array
 
 _ULPS = 4  # folding in another build of PyTorch may round the last bit another way
 _HALF_STEP = 0.5 * (1 + 1e-3)  # a rounded number is half a step off at most
 _SAMPLE = 64  # numbers that are looked at before all are
-_QUANTISED = (ir.DataType.INT8, ir.DataType.UINT8, ir.DataType.INT4, ir.DataType.UINT4, ir.DataType.FLOAT8E4M3FN)
-_FLOATING = {ir.DataType.FLOAT: "fp32", ir.DataType.FLOAT16: "fp16", ir.DataType.BFLOAT16: "bf16"}
-_NARROW = {
-    ir.DataType.INT4: "int4", ir.DataType.UINT4: "int4", ir.DataType.INT8: "int8", ir.DataType.UINT8: "int8",
-    ir.DataType.FLOAT8E4M3FN: "fp8",
-}  # fmt: skip
 _ENDING = re.compile(r"_(u?int[48]|fp8)$")
 _MIDDLE = {ir.DataType.UINT8: 128, ir.DataType.UINT4: 8}  # of unsigned numbers
 _CUT_STEPS = 4
@@ -86,7 +81,9 @@ class _Stored:
 
     def bound(self, expected: Array) -> Array:
         """How far each number may be off."""
-        eps = {"fp32": 2.0**-24, "fp16": 2.0**-11, "bf16": 2.0**-8}[_FLOATING.get(self.dtype, "fp32")]
+        row = dtype_stored_as(self.dtype)
+        eps = row.rounding if row is not None and row.rounding is not None else DTYPES["fp32"].rounding
+        assert eps is not None
         rounding = _ULPS * eps * np.abs(expected) + 1e-30
         if self.dtype is ir.DataType.FLOAT16:
             rounding = rounding + 2.0**-24  # below which it has no numbers
@@ -109,21 +106,31 @@ def graph_dtype(model: ir.Model) -> str:
         model: The graph.
 
     Returns:
-        ``fp32``, ``fp16``, ``bf16``, ``int8``, ``fp8`` or ``int4``.
+        A name of `DTYPES`.
     """
     sizes: dict[str, int] = {}
     for value in _constants(model):
         tensor = value.const_value
         assert tensor is not None
-        dtype = _NARROW.get(tensor.dtype) or _FLOATING.get(tensor.dtype)
+        dtype = dtype_stored_as(tensor.dtype)
         tables = all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
         if dtype is not None and len(tensor.shape) > 1 and not tables:
-            sizes[dtype] = sizes.get(dtype, 0) + tensor.size
-    narrow = {name: size for name, size in sizes.items() if name in _NARROW.values()}
+            sizes[dtype.name] = sizes.get(dtype.name, 0) + tensor.size
+    narrow = {name: size for name, size in sizes.items() if DTYPES[name].quantised}
     if 2 * sum(narrow.values()) >= sum(sizes.values()) > 0:
         return max(narrow, key=lambda name: narrow[name])
     wide = {name: size for name, size in sizes.items() if name not in narrow}
     return max(wide, key=lambda name: wide[name], default="fp32")
+
+
+def _rounded(tensor: ir.TensorProtocol) -> bool:
+    row = dtype_stored_as(tensor.dtype)
+    return row is not None and row.quantised
+
+
+def _floating(tensor: ir.TensorProtocol) -> bool:
+    row = dtype_stored_as(tensor.dtype)
+    return row is not None and not row.quantised
 
 
 def has_fixed_scales(model: ir.Model) -> bool:
@@ -179,17 +186,17 @@ def _all_stored(model: ir.Model) -> Iterator[_Stored]:
     for name, value in by_name.items():
         tensor = value.const_value
         assert tensor is not None
-        if tensor.dtype in _QUANTISED:
+        if _rounded(tensor):
             stored = _dequantised(name, value, by_name)
             if stored is not None:
                 yield stored
-        elif tensor.dtype in _FLOATING and not name.endswith("_scale"):
+        elif _floating(tensor) and not name.endswith("_scale"):
             yield _Stored(name, tensor.numpy(), tensor.dtype)
     for node in model.graph:
         tensor = (
             node.attributes["value"].as_tensor() if node.op_type == "Constant" and "value" in node.attributes else None
         )
-        if tensor is not None and tensor.dtype in _FLOATING:
+        if tensor is not None and _floating(tensor):
             yield _Stored(str(node.outputs[0].name), tensor.numpy(), tensor.dtype)
 
 
@@ -197,7 +204,11 @@ def _dequantised(name: str, value: ir.Value, by_name: Mapping[str, ir.Value]) ->
     """What a rounded weight stands for; ``None`` where its scale is not found."""
     tensor, base = value.const_value, _ENDING.sub("", name)
     assert tensor is not None
-    named = [f"{name}_scale", *(f"{base}_{kind}_scale" for kind in ("int8", "int4")), f"{base}_scale"]
+    named = [
+        f"{name}_scale",
+        *(f"{base}_{row.name}_scale" for row in DTYPES.values() if row.quantised),
+        f"{base}_scale",
+    ]
     scale = next((by_name[each].const_value for each in named if each in by_name), None)
     if scale is None:
         return None

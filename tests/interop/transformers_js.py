@@ -10,7 +10,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from adakron_export import export_onnx, predict
+from adakron_export import ExportSettings, export_onnx, predict
 
 DEMO = Path(__file__).parents[2] / "models" / "demo"
 TEXTS = ["The printer stopped working.", "Thanks, this is wonderful!"]
@@ -37,7 +37,7 @@ def main() -> None:
         subprocess.run(install, check=True, cwd=folder, env=environment)
         for dtype in ("fp32", "int8"):
             artifact = folder / "models" / dtype
-            if not export_onnx(DEMO, artifact, dtype=dtype, layout="transformers.js").written:
+            if not export_onnx(DEMO, artifact, dtype=dtype, settings=ExportSettings(layout="transformers.js")).written:
                 sys.exit("the demo failed its validation")
             command = [node, "read.mjs", dtype, json.dumps(TEXTS)]
             output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout

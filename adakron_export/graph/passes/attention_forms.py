@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from adakron_export.artifact import MULTI_HEAD_ATTENTION
+from adakron_export.graph.keys import MULTI_HEAD_ATTENTION
 from adakron_export.graph.passes.rewriting import initializer, replace_node
 
 _CONTRIB = "com.microsoft"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import onnx_ir as ir
 
-from adakron_export.artifact import SHIFTED_KEY
+from adakron_export.graph.keys import SHIFTED_KEY
 from adakron_export.graph.passes.rewriting import Affine, affine, initializer, only_reader
 
 _KEYS, _VALUES, _MASK = 1, 2, 3

@@ -9,9 +9,9 @@ import numpy as np
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from adakron_export.graph.keys import ATTENTION_OPSET
 from adakron_export.graph.passes.rewriting import initializer
 
-ATTENTION_OPSET = 23
 _TO_HEADS, _TO_COLUMNS, _LAST_TWO = (0, 2, 1, 3), (0, 2, 3, 1), (0, 1, 3, 2)
 
 

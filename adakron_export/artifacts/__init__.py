@@ -1,0 +1,1 @@
+"""The exported folder, the engine beside it, and every file in them."""

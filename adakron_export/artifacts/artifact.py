@@ -1,0 +1,310 @@
+"""The exported folder: what is in it, how it is written, and how it is opened. Needs no torch.
+
+model.onnx (+ model.onnx_data)   the graph, named as Hugging Face tools expect it
+config.json, tokenizer files,    so that those tools open the folder as it is
+  generation and pooling settings
+adakron_export.json              the manifest
+parity.json                      what was compared, and the result
+calibration.json                 of int8 and fp8 with fixed scales: the tokens of the text they were found on
+accuracy.json                    what was tried for the largest accuracy drop that was allowed
+README.md                        a model card
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import asdict, dataclass, fields
+from functools import partial
+from pathlib import Path
+from threading import Thread
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from adakron_export.artifacts.listing import files_of, problems_of, sha256_of
+from adakron_export.artifacts.manifest import (
+    CALIBRATION,
+    LADDER,
+    MANIFEST,
+    MODEL,
+    PARITY,
+    SIGNATURE,
+    Manifest,
+    manifest_of,
+    manifest_text,
+    read_manifest,
+)
+from adakron_export.errors import ArtifactError
+from adakron_export.files.records import read_bytes, read_object, record_of
+from adakron_export.files.staging import folder_lock, write_text
+
+T = TypeVar("T")
+_TRIES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    batch: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Parity:
+    """What is read of ``parity.json``."""
+
+    passed: bool
+    max_abs_error: float | Literal["inf"]
+    reference: str
+    candidate: str
+    rows: list[_Row]
+
+
+@dataclass(frozen=True, slots=True)
+class Attempt:
+    """What came of a rung.
+
+    Attributes:
+        label: The rung's.
+        metric: That decides.
+        reference: Its value in eager PyTorch.
+        candidate: Of the artifact.
+        flips: Texts whose answer changed.
+        examples: Texts in all.
+        size_bytes: Of the graph and its weights.
+        held: Whether it was good enough.
+    """
+
+    label: str
+    metric: str
+    reference: float
+    candidate: float
+    flips: int
+    examples: int
+    size_bytes: int
+    held: bool
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ladder:
+    """What is read of ``accuracy.json``."""
+
+    data: str
+    max_accuracy_drop: float
+    attempts: list[Attempt]
+
+
+@dataclass(frozen=True, slots=True)
+class _Calibration:
+    """What is read of ``calibration.json``."""
+
+    token_ids: list[Annotated[int, msgspec.Meta(ge=0, le=2**31)]]
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """An exported folder that was opened."""
+
+    folder: Path
+    manifest: Manifest
+    stamp: str = ""  # sha256 of the manifest as it was read
+    hashed: Future[str] | None = None  # what `problems_of` says, where that is found out beside other work
+
+    @property
+    def model(self) -> Path:
+        """The ONNX file: ``model.onnx``, or the one of another layout."""
+        usual = self.folder / MODEL
+        listed = [name for name in self.manifest.files if name.endswith(".onnx")]
+        return self.folder / listed[0] if listed and not usual.is_file() else usual
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the graph and its weights."""
+        files = (self.model, self.model.with_name(f"{self.model.name}_data"))
+        return sum(file.stat().st_size for file in files if file.exists())
+
+    def parity(self) -> dict[str, Any] | None:
+        """What validation said when it was exported; ``None`` where it was left out."""
+        return self._record(PARITY, _Parity)
+
+    def attempts(self) -> list[dict[str, Any]]:
+        """What was tried for the largest accuracy drop, in its order, or nothing."""
+        tried = self._record(LADDER, _Ladder)
+        return tried["attempts"] if tried is not None else []
+
+    def measured_on(self) -> str | None:
+        """The text that the accuracy was measured on; ``None`` where none was asked for."""
+        tried = self._record(LADDER, _Ladder)
+        return str(tried["data"]) if tried is not None else None
+
+    def _record(self, name: str, kind: type) -> dict[str, Any] | None:
+        """What an export wrote down, of which some is read; ``None`` where it did not.
+
+        Raises:
+            ArtifactError: It cannot be read.
+        """
+        path = self.folder / name
+        if not path.is_file():
+            return None
+        try:
+            content = read_object(path)
+            record_of({row.name: content[row.name] for row in fields(kind) if row.name in content}, kind)
+        except ValueError as error:
+            raise ArtifactError(f"{path}: not readable ({error}); export again") from error
+        return content
+
+    def calibration_tokens(self) -> tuple[int, ...]:
+        """Ids of the tokens that fixed scales were found on; empty where there are none.
+
+        Raises:
+            ArtifactError: The file cannot be read.
+        """
+        found = self._record(CALIBRATION, _Calibration)
+        return tuple(found["token_ids"]) if found else ()
+
+    def check(self) -> None:
+        """Wait until every file was hashed, and raise unless they are those that were written.
+
+        Raises:
+            ArtifactError: They are not.
+        """
+        problems = self.hashed.result() if self.hashed is not None else problems_of(self.folder, self.manifest.files)
+        if problems:
+            raise ArtifactError(f"{self.folder}: {problems}; or export it again")
+
+    def was_replaced(self) -> bool:
+        """Whether another export has taken its place since it was opened."""
+        try:
+            return bool(self.stamp) and sha256_of(self.folder / MANIFEST) != self.stamp
+        except OSError:
+            return True
+
+
+def is_artifact(path: Path) -> bool:
+    """Whether a folder claims to be an artifact."""
+    return (path / MANIFEST).is_file()
+
+
+def check_artifact(folder: str | Path) -> Path:
+    """Its path, if it looks like an exported folder; a look that costs nothing.
+
+    Raises:
+        ArtifactError: It does not.
+    """
+    path = Path(folder)
+    if not path.is_dir():
+        raise ArtifactError(f"{path}: no such folder")
+    if not is_artifact(path):
+        raise ArtifactError(f"{path}: not an artifact ({MANIFEST} is missing); make one with `adakron-export onnx`")
+    return path
+
+
+def open_artifact(folder: str | Path, *, wait: bool = True) -> Artifact:
+    """Open an exported folder.
+
+    Args:
+        folder: The artifact.
+        wait: Check its files now. Else they are hashed beside other work, and whoever opened it calls
+            `Artifact.check` before anything that came out of it is used.
+
+    Raises:
+        ArtifactError: It is none, it is of a newer format, or its files are not those that were written.
+    """
+    path = check_artifact(folder)
+    for _ in range(_TRIES):
+        text = _manifest_bytes(path / MANIFEST)
+        manifest = read_manifest(path / MANIFEST, text)
+        hashed = _beside(partial(problems_of, path, manifest.files))
+        artifact = Artifact(path, manifest, hashlib.sha256(text).hexdigest(), hashed)
+        if not wait:
+            return artifact
+        try:
+            artifact.check()
+        except (ArtifactError, OSError):
+            if not artifact.was_replaced():
+                raise
+        else:
+            return artifact
+    raise ArtifactError(f"{path}: is written again and again; open it when that is over")
+
+
+def opened_with(folder: str | Path, make: Callable[[Artifact], T]) -> T:
+    """What is made of an exported folder, while its files are hashed beside.
+
+    Readers see one export whole: where another one takes its place meanwhile, all is made again.
+
+    Args:
+        folder: The artifact.
+        make: Reads what it needs.
+
+    Raises:
+        ArtifactError: As of `open_artifact`.
+    """
+    for _ in range(_TRIES):
+        artifact = open_artifact(folder, wait=False)
+        try:
+            made = make(artifact)
+        except Exception:
+            if artifact.was_replaced():
+                continue
+            artifact.check()  # what was damaged is the better reason
+            raise
+        try:
+            artifact.check()
+        except (ArtifactError, OSError):
+            if artifact.was_replaced():
+                continue
+            raise
+        if not artifact.was_replaced():
+            return made
+    raise ArtifactError(f"{folder}: is written again and again; open it when that is over")
+
+
+def _beside(work: Callable[[], str]) -> Future[str]:
+    """The result of some work in a thread of its own."""
+    future: Future[str] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> Artifact:
+    """Write the manifest, with the sha256 of every file that is there."""
+    files = {name: sha256_of(folder / name) for name in files_of(folder) if name not in (MANIFEST, SIGNATURE)}
+    manifest = manifest_of({**manifest.to_json(), "files": files})
+    text = manifest_text(manifest)
+    write_text(folder / MANIFEST, text)
+    return Artifact(folder, manifest, hashlib.sha256(text.encode()).hexdigest())
+
+
+def update_manifest(artifact: Artifact, change: Callable[[Manifest], Manifest]) -> Artifact:
+    """Change the manifest of the same files, in one step and as the only writer.
+
+    Raises:
+        ArtifactError: Another export has taken the artifact's place.
+    """
+    with folder_lock(artifact.folder):
+        now = open_artifact(artifact.folder, wait=False)
+        if now.manifest.files != artifact.manifest.files:
+            raise ArtifactError(f"{artifact.folder}: was exported anew meanwhile; nothing was written")
+        manifest = change(now.manifest)
+        text = manifest_text(manifest)
+        write_text(artifact.folder / MANIFEST, text)
+    return Artifact(artifact.folder, manifest, hashlib.sha256(text.encode()).hexdigest())
+
+
+def _manifest_bytes(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path}: not a readable manifest ({error})") from error

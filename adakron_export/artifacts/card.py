@@ -1,0 +1,90 @@
+"""The README of an artifact: what it is, where it comes from, and how to run it."""
+
+from __future__ import annotations
+
+from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.card_metadata import front_matter
+from adakron_export.artifacts.manifest import PARITY
+
+
+def model_card(artifact: Artifact, name: str) -> str:
+    """The model card in Markdown.
+
+    Args:
+        artifact: As written, with its ``parity.json`` where it was validated.
+        name: The artifact's name.
+    """
+    manifest = artifact.manifest
+    adapter = manifest.adapter
+    parity = artifact.parity()
+    error = float(parity["max_abs_error"]) if parity else 0.0
+    verdict = (
+        f"{'passed' if parity['passed'] else 'FAILED'}: largest absolute error {error:.3g} against "
+        f"{parity['reference']} on {len({row['batch'] for row in parity['rows']})} batches ({PARITY})"
+        if parity
+        else "not validated"
+    )
+    inputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.inputs)
+    outputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.outputs)
+    experts = f", {adapter['num_experts']} experts merged" if adapter["num_experts"] > 1 else ""
+    measured = [row for row in artifact.attempts() if row["held"]]
+    head = front_matter(
+        library="adakron-export", task=manifest.task, backbone=manifest.backbone, tags=("onnx", "adakron"), name=name,
+        data=artifact.measured_on(), metrics={row["metric"]: row["candidate"] for row in measured},
+    )  # fmt: skip
+    return f"""{head}
+
+# {name}
+
+`{manifest.backbone}` with AdaKron adapters (r={adapter["r"]}, k={adapter["k"]}{experts}) folded in, for
+{manifest.task}, exported to ONNX by adakron-export
+{manifest.versions.get("adakron-export", "")}.
+
+| | |
+|---|---|
+| target, dtype, opset | {manifest.spec.target}, {manifest.spec.dtype}, {manifest.spec.opset} |
+| size | {artifact.size_bytes / 1e6:.1f} MB |
+| inputs | {inputs} |
+| outputs | {outputs} |
+| validation | {verdict} |
+{_integer_products(artifact)}{_accuracy(artifact)}
+## Run it
+
+```python
+{_snippet(manifest.task)}
+```
+"""
+
+
+def _integer_products(artifact: Artifact) -> str:
+    if artifact.manifest.spec.dtype != "int8":
+        return ""
+    import onnx_ir as ir
+
+    from adakron_export.graph.saturation import integer_products
+
+    return f"| integer products | {integer_products(ir.load(artifact.model))} |\n"
+
+
+def _accuracy(artifact: Artifact) -> str:
+    return "".join(
+        f"| {row['label']} | {row['metric']} {row['candidate']:.4g}, eager PyTorch {row['reference']:.4g}; "
+        f"{row['flips']} of {row['examples']} answers changed; {'kept' if row['held'] else 'not good enough'} |\n"
+        for row in artifact.attempts()
+    )
+
+
+def _snippet(task: str) -> str:
+    if task == "image-classification":
+        return """import numpy as np
+from adakron_export import open_runner
+
+runner = open_runner(".")
+size = runner.manifest.inputs[0].shape
+print(runner.run({"pixel_values": np.zeros((1, *size[1:]), dtype=np.float32)}))"""
+    return """from transformers import AutoTokenizer
+from adakron_export import open_runner
+
+runner = open_runner(".")
+batch = AutoTokenizer.from_pretrained(".")("A sentence.", return_tensors="np")
+print(runner.run({name: batch[name] for name in runner.input_names}))"""

@@ -1,0 +1,1 @@
+"""What is known of each architecture, in one table. Needs no torch."""

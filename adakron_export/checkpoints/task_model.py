@@ -1,0 +1,110 @@
+"""A model as its users see it: named inputs in, named fp32 outputs out, the same eager and exported."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+
+from adakron_export.backbones.table import backbone_row
+from adakron_export.checkpoints.pooling import SentenceEmbedding
+from adakron_export.errors import ExportError
+from adakron_export.tasks import Task
+
+TOKEN_AXES = {0: "batch_size", 1: "sequence_length"}
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """Inputs and outputs of a model in their order, each with the names of its dynamic axes."""
+
+    inputs: dict[str, dict[int, str]]
+    outputs: dict[str, dict[int, str]]
+
+
+_BATCH = {0: "batch_size"}
+_OUTPUTS = {
+    Task.TEXT_CLASSIFICATION: {"logits": _BATCH},
+    Task.IMAGE_CLASSIFICATION: {"logits": _BATCH},
+    Task.TOKEN_CLASSIFICATION: {"logits": TOKEN_AXES},
+    Task.FILL_MASK: {"logits": TOKEN_AXES},
+    Task.TEXT_GENERATION: {"logits": TOKEN_AXES},
+    Task.QUESTION_ANSWERING: {"start_logits": TOKEN_AXES, "end_logits": TOKEN_AXES},
+    Task.FEATURE_EXTRACTION: {"last_hidden_state": TOKEN_AXES, "sentence_embedding": _BATCH},
+}
+
+
+def signature_of(model: nn.Module, task: Task) -> Signature:
+    """The inputs and outputs of a model, named and ordered as `optimum` does.
+
+    Args:
+        model: A model of transformers.
+        task: What it is for.
+    """
+    config: dict[str, Any] = cast(Any, model).config.to_dict()
+    row = backbone_row(config)
+    if row.images or getattr(model, "main_input_name", None) == "pixel_values":
+        outputs = {"last_hidden_state": _BATCH} if task is Task.FEATURE_EXTRACTION else _OUTPUTS[task]
+        return Signature({"pixel_values": _BATCH}, outputs)
+    writes = task in (Task.TEXT_GENERATION, Task.FEATURE_EXTRACTION) and _is_decoder(config)
+    inputs = row.text_inputs(config, arguments_of(model), writes=writes)
+    return Signature(dict.fromkeys(inputs, TOKEN_AXES), _OUTPUTS[task])
+
+
+def arguments_of(model: nn.Module) -> frozenset[str]:
+    """The names that a model's ``forward`` takes."""
+    return frozenset(inspect.signature(model.forward).parameters)
+
+
+def _is_decoder(config: dict[str, Any]) -> bool:
+    """Whether an architecture writes: in transformers it has a head for that, and none that fills masks."""
+    name = config["model_type"]
+    known = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return bool(config.get("is_decoder")) or (name in known[0] and name not in known[1])
+
+
+class TaskModel(nn.Module):
+    """A transformers model behind its `Signature`: tensors in by position, a tuple of fp32 tensors out."""
+
+    def __init__(self, model: nn.Module, task: Task, *, pooling: SentenceEmbedding | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.task = task
+        self.pooling = copy.deepcopy(pooling or SentenceEmbedding()).to(next(model.parameters()).dtype)
+        self.config: Any = model.config
+        self.signature = signature_of(model, task)
+        self._caches = "use_cache" in arguments_of(model)
+
+    def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in the signature's order."""
+        named = dict(zip(self.signature.inputs, tensors, strict=True))
+        outputs = self.model(**named, use_cache=False) if self._caches else self.model(**named)
+        return tuple(self._output(name, outputs, named).to(torch.float32) for name in self.signature.outputs)
+
+    @property
+    def takes_images(self) -> bool:
+        """Whether it reads pixels in the place of tokens."""
+        return "pixel_values" in self.signature.inputs
+
+    def _output(self, name: str, outputs: Any, inputs: dict[str, Tensor]) -> Tensor:
+        if name == "sentence_embedding":
+            return cast(Tensor, self.pooling(outputs.last_hidden_state, inputs["attention_mask"]))
+        tensor = getattr(outputs, name, None)
+        if not isinstance(tensor, Tensor):
+            raise ExportError(f"a {type(self.model).__name__} has no output {name!r} for {self.task.value}")
+        return tensor
+
+
+def position_limit(model: nn.Module) -> int | None:
+    """The longest input of a model with learned positions, in tokens; ``None`` where positions are relative."""
+    for name, module in model.named_modules():
+        if name.rpartition(".")[2] in ("position_embeddings", "wpe") and isinstance(module, nn.Embedding):
+            # RoBERTa and MPNet number the tokens from padding_idx + 1 on.
+            offset = 0 if module.padding_idx is None else module.padding_idx + 1
+            return module.num_embeddings - offset
+    return None

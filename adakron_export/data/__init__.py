@@ -1,0 +1,1 @@
+"""Labelled text and images: settings, reading, columns, labels, features, metrics, answers."""

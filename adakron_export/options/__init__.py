@@ -1,0 +1,1 @@
+"""Options as fields of records: each with its default, unit and help, said once."""

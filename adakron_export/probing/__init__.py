@@ -1,0 +1,1 @@
+"""Watches the values inside a graph: to find where it goes wrong, and to find scales."""

@@ -1,0 +1,1 @@
+"""Opens whatever can run: an artifact, an engine, a checkpoint."""

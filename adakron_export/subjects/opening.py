@@ -1,0 +1,334 @@
+"""The one opener of whatever can run: an artifact, an engine or a checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import Enum
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.artifacts.artifact import Artifact, is_artifact, open_artifact, opened_with
+from adakron_export.artifacts.engine import EngineFolder, is_engine, open_engine
+from adakron_export.artifacts.manifest import Tuning
+from adakron_export.errors import RunnerError
+from adakron_export.runtimes.graph_file import check_graph_file
+from adakron_export.runtimes.table import runtime_on
+from adakron_export.runtimes.tensorrt import TensorRTRunner
+from adakron_export.subjects.space import exported_space, model_space, read_config
+from adakron_export.subjects.subject import Subject
+from adakron_export.tasks import Task
+from adakron_export.tokenization.companions import tokenizer_source
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from adakron_export.checkpoints.checkpoint import Checkpoint
+    from adakron_export.checkpoints.task_model import TaskModel
+    from adakron_export.runtimes.base import Array, ArtifactRunner, Runner
+    from adakron_export.runtimes.eager import EagerRunner
+    from adakron_export.runtimes.space import InputSpace
+
+
+class Purpose(Enum):
+    """What a subject is opened for."""
+
+    RUN = "run"  # as fast as it goes
+    COMPARE = "compare"  # half precision that would be computed in fp32 is emulated
+    TIME = "time"  # launches on a GPU are recorded and replayed
+
+
+class Opened:
+    """A subject that was opened.
+
+    Attributes:
+        subject: What was named.
+        runner: What computes.
+    """
+
+    runner: Runner
+
+    def __init__(self, subject: Subject, runner: Runner) -> None:
+        self.subject = subject
+        self.runner = runner
+
+    @cached_property
+    def space(self) -> InputSpace:
+        """What it accepts."""
+        raise NotImplementedError
+
+    @property
+    def task(self) -> Task:
+        """What it is for."""
+        raise NotImplementedError
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its configuration."""
+        raise NotImplementedError
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Where its tokenizer and settings are: the first that has a file counts."""
+        raise NotImplementedError
+
+
+class OpenedArtifact(Opened):
+    """An artifact that was opened."""
+
+    runner: ArtifactRunner
+
+    def __init__(self, subject: Subject, runner: ArtifactRunner, artifact: Artifact) -> None:
+        super().__init__(subject, runner)
+        self.artifact = artifact
+
+    @cached_property
+    def space(self) -> InputSpace:
+        """What it accepts, by its manifest and its configuration."""
+        return exported_space(self.artifact)
+
+    @property
+    def task(self) -> Task:
+        """What its manifest says."""
+        return Task(self.artifact.manifest.task)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its ``config.json``."""
+        return read_config(self.artifact)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Itself."""
+        return (self.artifact.folder,)
+
+
+class OpenedEngine(Opened):
+    """An engine that was opened."""
+
+    runner: TensorRTRunner
+
+    def __init__(self, subject: Subject, runner: TensorRTRunner, engine: EngineFolder) -> None:
+        super().__init__(subject, runner)
+        self.engine = engine
+
+    @cached_property
+    def space(self) -> InputSpace:
+        """What it accepts, within its shapes."""
+        return exported_space(self.engine)
+
+    @property
+    def task(self) -> Task:
+        """What its manifest says."""
+        return Task(self.engine.manifest.task)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its ``config.json``."""
+        return read_config(self.engine)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Itself."""
+        return (self.engine.folder,)
+
+
+class OpenedCheckpoint(Opened):
+    """A checkpoint that was loaded.
+
+    Attributes:
+        checkpoint: Where it is; ``None`` for a model that was handed over.
+        eager: The unfolded model.
+        peft_model: The same as PEFT has it, which can be folded.
+    """
+
+    runner: EagerRunner
+
+    def __init__(
+        self, subject: Subject, runner: EagerRunner, *, checkpoint: Checkpoint | None = None,
+        peft_model: PeftModel | None = None,
+    ) -> None:  # fmt: skip
+        super().__init__(subject, runner)
+        self.checkpoint = checkpoint
+        self.peft_model = peft_model
+
+    @property
+    def eager(self) -> TaskModel:
+        """The unfolded model."""
+        return self.runner.model
+
+    @cached_property
+    def space(self) -> InputSpace:
+        """What the model accepts."""
+        return model_space(self.eager, tokenizer_folder(self.checkpoint) if self.checkpoint else None)
+
+    @property
+    def task(self) -> Task:
+        """What the model is for."""
+        return self.eager.task
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's configuration, defaults included."""
+        config: dict[str, Any] = self.eager.config.to_dict()
+        return config
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The adapter's, and the backbone's."""
+        return (self.checkpoint.folder, self.checkpoint.backbone_folder) if self.checkpoint else ()
+
+    def folded(self) -> TaskModel | None:
+        """The model with its adapters folded; ``None`` for one that was handed over."""
+        if self.peft_model is None:
+            return None
+        from adakron_export.adapter.folding import fold
+        from adakron_export.checkpoints.task_model import TaskModel
+
+        return TaskModel(fold(self.peft_model), self.eager.task, pooling=self.eager.pooling)
+
+
+def open_subject(subject: Subject, purpose: Purpose = Purpose.RUN) -> Opened:
+    """Open an artifact in its runtime, an engine in TensorRT, or a checkpoint in eager PyTorch.
+
+    Args:
+        subject: What to open; its device is never replaced by another one.
+        purpose: What for.
+
+    Raises:
+        ArtifactError: The artifact is damaged.
+        EngineError: The engine is damaged, or does not belong to this machine.
+        RunnerError: The device is not available.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    path = Path(subject.path)
+    _refuse_useless(subject)
+    if is_engine(path):
+        engine = open_engine(path, allow_code=subject.allow_engine_code)
+        return OpenedEngine(subject, TensorRTRunner(engine, record_launches=purpose is Purpose.TIME), engine)
+    if path.is_dir() and is_artifact(path):
+        runtime_on(subject.device)
+        return opened_with(path, lambda artifact: _open_artifact(subject, artifact, purpose))
+    return _open_checkpoint(subject)
+
+
+def _refuse_useless(subject: Subject) -> None:
+    """Refuse what would have no effect: it was handed over to have one.
+
+    Raises:
+        RunnerError: A setting of checkpoints is for an exported folder, or threads for an engine.
+    """
+    given = {"backbone": subject.backbone, "task": subject.task, "precision": subject.precision}
+    useless = [name for name, value in given.items() if value not in (None, "fp32")]
+    if subject.is_exported and useless:
+        raise RunnerError(f"{subject.path} is exported, and {useless[0]} is for checkpoints; leave it out")
+    if subject.threads is not None and is_engine(Path(subject.path)):
+        raise RunnerError(f"{subject.path} is an engine, and threads are for CPUs; leave them out")
+
+
+def _open_artifact(subject: Subject, artifact: Artifact, purpose: Purpose) -> OpenedArtifact:
+    if subject.tuning is not None:
+        artifact = replace(artifact, manifest=replace(artifact.manifest, tuning=Tuning(**subject.tuning)))
+    opened = OpenedArtifact(
+        subject, open_artifact_on(artifact, subject.device, purpose=purpose, threads=subject.threads), artifact
+    )
+    if purpose is not Purpose.RUN:
+        _ = opened.space  # read while the files are known to be of this export
+    return opened
+
+
+def open_artifact_on(
+    artifact: Artifact, device: str, *, purpose: Purpose = Purpose.RUN, threads: int | None = None
+) -> ArtifactRunner:
+    """Open an artifact with the runtime of a device; errors as of `open_subject`.
+
+    For a comparison, half precision on the CPU is emulated operator by operator (`emulate`): ONNX Runtime has no bf16
+    there, and computes fp16 in fp32 where it has no kernel, which would hide an overflow.
+    """
+    runtime = runtime_on(device)
+    check_graph_file(artifact)
+    if purpose is not Purpose.COMPARE or not (runtime.emulated and artifact.manifest.computes_in_half):
+        return runtime.open(artifact, threads=threads, record_launches=purpose is Purpose.TIME)
+    import onnx_ir as ir
+
+    from adakron_export.graph.emulation import emulate
+    from adakron_export.probing.watching import graph_runner
+
+    runner = graph_runner(emulate(ir.load(artifact.model)), artifact.manifest.in_fp32())
+    runner.name = f"onnxruntime CPUExecutionProvider, emulated {artifact.manifest.spec.dtype}"
+    return runner
+
+
+def _open_checkpoint(subject: Subject) -> OpenedCheckpoint:
+    from adakron_export.checkpoints.checkpoint import find_checkpoint
+    from adakron_export.checkpoints.loading import load_model, task_model_of
+
+    if subject.threads is not None:
+        import torch
+
+        torch.set_num_threads(subject.threads)
+    found = find_checkpoint(subject.path, subject.backbone)
+    model = load_model(found, task=subject.task)
+    eager = task_model_of(found, model)
+    if subject.precision == "fp64":
+        eager = eager.double()
+    return open_model(eager, subject, checkpoint=found, peft_model=model)
+
+
+def open_model(
+    eager: TaskModel, subject: Subject, *, checkpoint: Checkpoint | None = None, peft_model: PeftModel | None = None
+) -> OpenedCheckpoint:
+    """A loaded model in eager PyTorch."""
+    from adakron_export.runtimes.eager import EagerRunner
+
+    runner = EagerRunner(eager, device=subject.device)
+    return OpenedCheckpoint(subject, runner, checkpoint=checkpoint, peft_model=peft_model)
+
+
+def open_runner(
+    path: str | Path, *, device: str = "cpu", threads: int | None = None, backbone: str | Path | None = None,
+    allow_engine_code: bool = False,
+) -> Runner:  # fmt: skip
+    """Open an artifact in its runtime, an engine in TensorRT, or a checkpoint in eager PyTorch.
+
+    Args:
+        path: An artifact (needs no torch), an engine, whose plan is code that must be trusted, or a checkpoint as for
+            `load_model`.
+        device: Where an artifact runs, such as ``cpu``, ``openvino`` or ``cuda``; never replaced by another one. An
+            engine runs on its GPU.
+        threads: Threads per operator; the runtime's choice by default.
+        backbone: The checkpoint's backbone, where it names none.
+        allow_engine_code: Let host code run that an engine may bring along.
+
+    Raises:
+        ArtifactError: The artifact is damaged.
+        EngineError: The engine is damaged, or does not belong to this machine.
+        RunnerError: The device is not available.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    subject = Subject(path, backbone, device=device, threads=threads, allow_engine_code=allow_engine_code)
+    return open_subject(subject).runner
+
+
+def parameters_of(folded: TaskModel) -> dict[str, Array]:
+    """The numbers that a folded model computes with, by the names that a graph has them by, in fp32."""
+    seen: set[int] = set()
+    found = {}
+    for name, tensor in folded.state_dict().items():
+        if tensor.is_floating_point() and tensor.data_ptr() not in seen:
+            seen.add(tensor.data_ptr())
+            found[name.removeprefix("model.")] = tensor.detach().float().cpu().numpy()
+    return found
+
+
+def tokenizer_folder(found: Checkpoint) -> Path:
+    """Where a checkpoint's tokenizer is: beside the adapter, or with the backbone, as the artifact gets it."""
+    return tokenizer_source((found.folder, found.backbone_folder)) or found.backbone_folder
+
+
+def task_of_exported(path: str | Path) -> str | None:
+    """The task of an artifact or an engine; ``None`` for what is neither."""
+    if is_engine(Path(path)):
+        return open_engine(path).manifest.task
+    return open_artifact(path).manifest.task if is_artifact(Path(path)) else None

@@ -1,0 +1,1 @@
+"""Measures latency: one process per runtime, interleaved rounds, load, baselines."""

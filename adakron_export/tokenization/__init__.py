@@ -1,0 +1,1 @@
+"""A model's tokenizer: its files, and texts to token ids."""

@@ -1,0 +1,1 @@
+"""One public function per file: what the commands of the command line do."""

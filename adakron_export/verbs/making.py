@@ -1,0 +1,235 @@
+"""Makes the files of an artifact out of a loaded checkpoint."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.listing import files_of, sha256_of
+from adakron_export.artifacts.manifest import CALIBRATION, Manifest, SourceFile, TensorInfo
+from adakron_export.artifacts.onnx_file import write_model
+from adakron_export.checkpoints.exportable import check_padding, check_positions, check_tokenizer, check_trained
+from adakron_export.data.settings import TextSettings
+from adakron_export.errors import ExportError
+from adakron_export.extras import package_versions
+from adakron_export.files.records import write_json
+from adakron_export.graph.passes.static_quantization import Kind, Rounding
+from adakron_export.graph.targets import GraphSpec
+from adakron_export.subjects.opening import tokenizer_folder
+from adakron_export.subjects.space import model_space
+from adakron_export.subjects.subject import Subject
+from adakron_export.tokenization.companions import copy_companions, has_tokenizer
+
+if TYPE_CHECKING:
+    import onnx_ir as ir
+    from peft import PeftModel
+
+    from adakron_export.checkpoints.checkpoint import Checkpoint
+    from adakron_export.checkpoints.task_model import TaskModel
+    from adakron_export.validation.texts import EvaluationData
+
+_log = logging.getLogger(__name__)
+CALIBRATION_TEXTS = 256
+_DESCRIBED = (
+    "r", "k", "activation", "kron_order", "num_experts", "scale", "rank_pattern", "layers_to_transform",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """What an artifact is made of.
+
+    Attributes:
+        found: The checkpoint.
+        model: As PEFT has it.
+        eager: The unfolded model.
+        data: Where the text is to calibrate and to measure on.
+        text: How it is read.
+    """
+
+    found: Checkpoint
+    model: PeftModel
+    eager: TaskModel
+    data: str | None
+    text: TextSettings
+
+    def folded(self, spec: GraphSpec) -> TaskModel:
+        """The model with its adapters folded, in what a graph is captured in.
+
+        Raises:
+            ExportError: It has values that the dtype cannot hold.
+        """
+        import torch
+
+        from adakron_export.adapter.folding import fold
+        from adakron_export.graph.build import torch_dtype
+
+        _log.info("fold the adapters")
+        module, captured_in = fold(self.model), torch_dtype(spec)
+        if captured_in is not torch.float32:
+            if captured_in is torch.bfloat16 and self.eager.takes_images:
+                raise ExportError(
+                    "images go into a graph in its own dtype, and numpy has no bf16; export in fp16 or fp32"
+                )
+            module = module.to(captured_in)
+            broken = [name for name, tensor in module.state_dict().items()
+                      if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]  # fmt: skip
+            if broken:
+                raise ExportError(f"{broken[0]} has values that {spec.floating} cannot hold; export in bf16 or fp32")
+        return _task_model(self.found, self.model, module)
+
+    def files(self) -> tuple[SourceFile, ...]:
+        """The adapter's weights, and the files of its backbone."""
+        from adakron_export.checkpoints.checkpoint import backbone_files
+
+        files = (self.found.weights, *backbone_files(self.found))
+        return tuple(SourceFile(file.name, sha256_of(file)) for file in files)
+
+    def read_text(self, *, limit: int | None = None) -> EvaluationData:
+        """The text, or so many of its rows, as the checkpoint's tokenizer and labels make it."""
+        from adakron_export.validation.texts import Text, TextModel, read_evaluation, tokenizer_of
+
+        assert self.data is not None
+        folder, eager = tokenizer_folder(self.found), self.eager
+        model = TextModel(eager.task, eager.config.to_dict(), tokenizer_of(folder), model_space(eager, folder))
+        return read_evaluation(Text(self.data, self.text), model, limit=limit)
+
+
+def load_source(subject: Subject, *, data: str | None, text: TextSettings | None, force: bool) -> Source:
+    """Load a checkpoint that can be exported.
+
+    Args:
+        subject: The checkpoint.
+        data: Where text is.
+        text: How it is read.
+        force: Take adapters too that change nothing.
+
+    Raises:
+        CheckpointError: It cannot be read or does not fit its backbone, or was not trained.
+        BackboneError: The backbone cannot be loaded.
+        ExportError: The model cannot be exported.
+    """
+    _log.info("load the checkpoint and its backbone")
+    from adakron_export.checkpoints.checkpoint import find_checkpoint
+    from adakron_export.checkpoints.loading import load_model
+
+    found = find_checkpoint(subject.path, subject.backbone)
+    model = load_model(found, task=subject.task)
+    if not force:
+        check_trained(found.path, model)
+    eager = _task_model(found, model, model.get_base_model())
+    return Source(found, model, eager, data, text or TextSettings())
+
+
+def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:
+    from adakron_export.checkpoints.loading import task_of
+    from adakron_export.checkpoints.pooling import read_pooling
+    from adakron_export.checkpoints.task_model import TaskModel
+
+    check_padding(model)
+    check_positions(model)
+    return TaskModel(module, task_of(model), pooling=read_pooling(found.backbone_folder)).eval()
+
+
+class Making:
+    """Makes the files of one checkpoint's artifact, as one graph after the other.
+
+    Args:
+        source: The checkpoint.
+        files: Of the source, which are hashed while PyTorch traces.
+        spec: The first graph; the others are captured in the same floating dtype.
+    """
+
+    def __init__(self, source: Source, files: Future[tuple[SourceFile, ...]], spec: GraphSpec) -> None:
+        self.source = source
+        self.files = files
+        self._spec = spec
+
+    @cached_property
+    def folded(self) -> TaskModel:
+        """The folded model that all graphs are captured from."""
+        return self.source.folded(self._spec)
+
+    def __call__(self, spec: GraphSpec, folder: Path) -> Artifact:
+        """Make the files of a graph in the place of those that were tried before."""
+        from adakron_export.graph.build import build_graph
+
+        folded = self.folded
+        _log.info("export the graph (%s, opset %s)", spec.label, spec.opset)
+        calibration = _Calibration(self, spec) if spec.needs_text else None
+        graph = build_graph(folded, spec, calibrate=calibration)
+        manifest = self.manifest(graph, spec)
+        _log.info("write the model")
+        for name in files_of(folder):
+            (folder / name).unlink()
+        self._write(graph, folder)
+        if calibration is not None:
+            write_json(folder / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibration.token_ids})
+        plain = has_tokenizer(folder) and check_tokenizer(folder, folded)
+        return Artifact(folder, replace(manifest, plain_tokenizer=plain))
+
+    def _write(self, graph: ir.Model, folder: Path) -> None:
+        """The graph, the configuration, and the tokenizer's files as they are: other transformers read them too."""
+        write_model(graph, folder)
+        model, found = self.source.model.get_base_model(), self.source.found
+        model.config.architectures = [type(model).__name__]
+        model.config.to_json_file(folder / "config.json")
+        copy_companions((found.folder, found.backbone_folder), folder)
+
+    def manifest(self, graph: ir.Model, spec: GraphSpec) -> Manifest:
+        """What is to be said of a graph."""
+        from adakron_export.adapter.config import PEFT_TYPE
+        from adakron_export.checkpoints.task_model import position_limit
+
+        source = self.source
+        settings, name = source.model.active_peft_config.to_dict(), source.found.backbone
+        adapter, *backbone = self.files.result()
+        return Manifest(
+            task=self.folded.task.value,
+            spec=spec,
+            inputs=tuple(_tensor_info(value) for value in graph.graph.inputs),
+            outputs=tuple(_tensor_info(value) for value in graph.graph.outputs),
+            adapter={**{key: settings[key] for key in _DESCRIBED}, "peft_type": PEFT_TYPE.value},
+            adapter_source=adapter,
+            backbone_source=tuple(backbone),
+            backbone=Path(name).name if Path(name).exists() else name,
+            max_length=position_limit(self.folded.model),
+            disabled_optimizers=spec.lowered_for.disabled_optimizers,
+            float_dtype=spec.floating,
+            calibrated_on=Path(str(source.data)).name if spec.needs_text else None,
+            versions=package_versions(),
+        )
+
+
+@dataclass(slots=True)
+class _Calibration:
+    """Finds the roundings of a captured graph, on some of the text.
+
+    Attributes:
+        token_ids: What the text is made of, once it was read.
+    """
+
+    making: Making
+    spec: GraphSpec
+    token_ids: list[int] = field(default_factory=list)
+
+    def __call__(self, captured: ir.Model) -> Mapping[str, Rounding]:
+        from adakron_export.probing.calibration import calibrate
+
+        _log.info("calibrate %s on %s", self.spec.dtype, self.making.source.data)
+        text = self.making.source.read_text(limit=CALIBRATION_TEXTS)
+        self.token_ids = sorted({token for row in text.features["input_ids"] for token in row})
+        manifest = self.making.manifest(captured, self.spec)
+        return calibrate(captured, manifest, text.batches, kind=Kind(self.spec.dtype))
+
+
+def _tensor_info(value: ir.Value) -> TensorInfo:
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape or ())
+    assert value.dtype is not None
+    return TensorInfo(str(value.name), value.dtype.numpy().name, shape)

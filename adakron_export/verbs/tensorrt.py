@@ -1,0 +1,216 @@
+"""An artifact or a checkpoint becomes a TensorRT engine."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import shlex
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+
+from adakron_export.artifacts.artifact import Artifact, is_artifact, open_artifact
+from adakron_export.artifacts.engine import ENGINE, LOG, EngineFolder, EngineManifest, write_engine_manifest
+from adakron_export.artifacts.listing import ENGINE_MANIFEST, written_files
+from adakron_export.artifacts.shapes import EngineShapes, Profile, profiles_for, shape_text, tensor_shape
+from adakron_export.engines.builder import BuiltEngine, build_engine
+from adakron_export.engines.settings import EngineOptions
+from adakron_export.errors import BuildError, EngineError
+from adakron_export.files.staging import check_replaceable, put_in_place, staged_folder
+from adakron_export.graph.dtypes import dtype_named
+from adakron_export.machine.flavors import Flavor, flavor_named
+from adakron_export.machine.gpu import first_gpu
+from adakron_export.subjects.subject import Subject, as_subject
+from adakron_export.tokenization.companions import copy_companions
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineResult:
+    """What a build came to.
+
+    Attributes:
+        folder: The engine's folder.
+        engine_bytes: The engine's size.
+    """
+
+    folder: EngineFolder
+    engine_bytes: int
+
+
+def export_engine(
+    source: str | Path | Subject,
+    output: str | Path,
+    *,
+    flavor: str = "auto",
+    dtype: str | None = None,
+    data: str | None = None,
+    shapes: EngineShapes | None = None,
+    options: EngineOptions | None = None,
+    overwrite: bool = False,
+) -> EngineResult:
+    """Build a TensorRT engine.
+
+    Args:
+        source: An artifact, or a checkpoint, which is exported and validated first; a `Subject` where the checkpoint's
+            backbone or task is to be named.
+        output: The engine's folder.
+        flavor: ``auto``, ``tensorrt`` or ``rtx``.
+        dtype: What it computes in, a name of `DTYPES`; an artifact has its own, and a checkpoint is exported in fp16.
+        data: Text to calibrate a checkpoint's int8 or fp8 on.
+        shapes: Which shapes it takes; 1x1 to 32x512 by default, or to the model's longest input, tuned for 8x128.
+        options: What else the builder is told.
+        overwrite: Replace an engine that is there, in one step, at the end.
+
+    Raises:
+        EngineError: An option is refused, there is no GPU where one is needed, or the build fails.
+        MissingPackageError: The flavor is not installed.
+        ArtifactError: The artifact is damaged.
+        CheckpointError: The checkpoint cannot be read.
+    """
+    subject, folder = as_subject(source), Path(output)
+    chosen, settings = flavor_named(flavor), options or EngineOptions()
+    replaceable = partial(
+        check_replaceable, folder, ours=partial(written_files, manifest=ENGINE_MANIFEST), overwrite=overwrite
+    )
+    problem = replaceable()
+    if problem:
+        raise EngineError(problem)
+    settings.check(chosen)
+    chosen.load()
+    with _opened(subject, dtype, data) as artifact:
+        order = _Order(artifact, str(subject.path), folder, profiles_for(artifact.manifest, shapes or EngineShapes()),
+                       chosen, settings)  # fmt: skip
+        with staged_folder(folder) as staged:
+            try:
+                built = build_engine(artifact, order.profiles, chosen, settings, log=staged / LOG)
+            except BuildError as error:
+                kept = folder.with_name(f"{folder.name}.failed.log")
+                shutil.copyfile(staged / LOG, kept)
+                raise BuildError(f"{error}; the builder's log is {kept}") from error
+            _log.info("write the engine")
+            (staged / ENGINE).write_bytes(built.plan)
+            shutil.copyfile(artifact.folder / "config.json", staged / "config.json")
+            copy_companions([artifact.folder], staged)
+            manifest = write_engine_manifest(staged, order.manifest(built)).manifest
+            put_in_place(staged, folder, problem=replaceable)
+    return EngineResult(EngineFolder(folder, manifest), built.plan.nbytes)
+
+
+@contextlib.contextmanager
+def _opened(subject: Subject, dtype: str | None, data: str | None) -> Iterator[Artifact]:
+    """The artifact itself, or one that is exported for the purpose."""
+    wanted = None if dtype is None else dtype_named(dtype).name
+    if is_artifact(Path(subject.path)):
+        yield _usable(subject, open_artifact(subject.path), wanted, data)
+        return
+    from adakron_export.verbs.onnx import export_onnx
+
+    with tempfile.TemporaryDirectory() as folder:
+        result = export_onnx(subject, Path(folder) / "artifact", target="tensorrt", dtype=wanted or "fp16", data=data)
+        if result.artifact is None:
+            assert result.parity is not None
+            raise EngineError(
+                f"{subject.path} in {wanted or 'fp16'} is {result.parity.max_abs_error:.2g} off the checkpoint, which "
+                "is too much; `adakron-export onnx` shows where, and --dtype fp32 is exact"
+            )
+        yield result.artifact
+
+
+def _usable(subject: Subject, artifact: Artifact, dtype: str | None, data: str | None) -> Artifact:
+    """The artifact, if an engine can be built of it with these options.
+
+    Raises:
+        EngineError: It cannot.
+    """
+    path, own = subject.path, artifact.manifest.spec.dtype
+    if dtype_named(own).quantised and artifact.manifest.calibrated_on is None:
+        raise EngineError(
+            f"{path} is in {own} for CPUs; export the checkpoint with --target tensorrt, in fp16, or in int8 with "
+            "--data TEXT"
+        )
+    useless = {"data": data, "backbone": subject.backbone, "task": subject.task}
+    for name, value in useless.items():
+        if value is not None:
+            raise EngineError(
+                f"{path} is an artifact, which --{name} has no use for; give the checkpoint in its place"
+            )
+    if dtype not in (None, own):
+        raise EngineError(
+            f"{path} is in {own}, and an engine has the precision of its graph; export the checkpoint in {dtype}, or "
+            "give the checkpoint in its place"
+        )
+    return artifact
+
+
+@dataclass(frozen=True, slots=True)
+class _Order:
+    """What is built, and what of it is written down.
+
+    Attributes:
+        artifact: What it is built of.
+        source: As it was named.
+        output: The engine's folder.
+        profiles: The shapes that it takes.
+        flavor: The builder.
+        options: What that is told.
+    """
+
+    artifact: Artifact
+    source: str
+    output: Path
+    profiles: tuple[Profile, ...]
+    flavor: Flavor
+    options: EngineOptions
+
+    def manifest(self, built: BuiltEngine) -> EngineManifest:
+        """What is to be said of a built engine."""
+        made_of, options, gpu = self.artifact.manifest, self.options, first_gpu()
+        asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
+        return EngineManifest(
+            flavor=self.flavor.name,
+            version=built.version,
+            dtype=made_of.spec.dtype,
+            task=made_of.task,
+            inputs=made_of.inputs,
+            outputs=made_of.outputs,
+            max_length=made_of.max_length,
+            profiles=tuple(tuple(map(shape_text, profile.shapes)) for profile in self.profiles),
+            compute_capability=options.compute_capability or (),
+            built_on=gpu.compute_capability if gpu else None,
+            options={name: value for name, value in asked.items() if value and name != "compute_capability"},
+            source={name: digest for name, digest in made_of.files.items() if name.endswith((".onnx", ".onnx_data"))},
+            layers=built.layers,
+            build_seconds=round(built.seconds, 2),
+            command=self.command_line(),
+        )
+
+    def command_line(self) -> str:
+        """What ``trtexec``, or ``tensorrt_rtx``, is told to build the same."""
+        artifact, options = self.artifact, self.options
+        folder = Path(self.source) if is_artifact(Path(self.source)) else Path("ARTIFACT")
+        model = folder / artifact.model.relative_to(artifact.folder)
+        words = [self.flavor.tool, f"--onnx={model}", f"--saveEngine={self.output / ENGINE}", "--skipInference"]
+        for index, profile in enumerate(self.profiles):
+            words += [f"--profile={index}"] if len(self.profiles) > 1 else []
+            for kind, shape in zip(("min", "opt", "max"), profile.shapes, strict=True):
+                texts = (
+                    f"{info.name}:{'x'.join(map(str, tensor_shape(info, shape)))}" for info in artifact.manifest.inputs
+                )
+                words.append(f"--{kind}Shapes={','.join(texts)}")
+        if self.flavor.needs_gpu:
+            words.append("--stronglyTyped")
+        if options.compute_capability:
+            capabilities = ",".join(text.replace(".", "") for text in options.compute_capability)
+            words.append(f"--computeCapabilities={capabilities}")
+        words += [f"--timingCacheFile={options.timing_cache}"] if options.timing_cache else []
+        words += [f"--memPoolSize=workspace:{options.workspace_mb}M"] if options.workspace_mb else []
+        words += ["--versionCompatible"] if options.version_compatible else []
+        words += ["--hardwareCompatibilityLevel=ampere+"] if options.hardware_compatible else []
+        words += ["--stripWeights"] if options.strip_weights else []
+        words += ["--refit"] if options.refittable else []
+        return shlex.join(words)
