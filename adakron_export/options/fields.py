@@ -111,14 +111,15 @@ def check_record(record: Any, error: type[AdaKronError]) -> None:
 def _check_value(known: Option, value: Any, error: type[AdaKronError]) -> None:
     if value is None or isinstance(value, bool):
         return
+    name = known.flag.replace("-", "_")
     if known.choices and value not in known.choices:
-        raise error(f"{known.name} is {value!r}; choose one of {', '.join(known.choices)}")
+        raise error(f"{name} is {value!r}; choose one of {', '.join(known.choices)}")
     if not isinstance(value, (int, float)):
         return
     if not (math.isfinite(value) and value >= known.least):
-        raise error(f"{known.name} is {value}; it must be a number of at least {known.least:g}")
+        raise error(f"{name} is {value}; it must be a number of at least {known.least:g}")
     if value >= known.below:
-        raise error(f"{known.name} is {value}; it must be below {known.below:g}")
+        raise error(f"{name} is {value}; it must be below {known.below:g}")
 
 
 def words_of(record: Any, *names: str, prefix: str = "") -> list[str]:

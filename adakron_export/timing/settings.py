@@ -44,7 +44,7 @@ class Timing:
         if self.budget_s == 0:
             raise RunnerError("budget must be above 0 seconds")
         if 0 in self.rates:
-            raise RunnerError("rate must be above 0 requests a second")
+            raise RunnerError("rate is 0; it must be above 0 requests a second")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

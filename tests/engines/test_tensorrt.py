@@ -169,7 +169,7 @@ def test_ctrl_c_stops_the_build_and_writes_nothing(demo_artifact, tmp_path):
         (["--opt-shape", "8x8,2x2"], "is 2 shapes; write one"),
         (["--profile", "1x1,8x8"], "a profile has three shapes"),
         (["--profile", "1x1,1x1,1x1", "--max-shape", "8x8"], "not both"),
-        (["--workspace", "0"], "workspace_mb is 0"),
+        (["--workspace", "0"], "workspace is 0"),
         (["--dtype", "fp16"], "is in fp32, and an engine has the precision of its graph"),
         (["--dtype", "int3"], "'int3' is not one of 'fp32'"),
     ],

@@ -186,14 +186,14 @@ def test_the_links_of_the_hubs_cache_are_followed(tmp_path):
 WRITE = """
 import sys
 from dataclasses import replace
-from adakron_export import export_onnx, open_artifact
+from adakron_export import ExportSettings, export_onnx, open_artifact
 from adakron_export.artifacts.artifact import update_manifest
 what, folder, checkpoint = sys.argv[1:]
 for number in range(40):
     if what == "tune":
         update_manifest(open_artifact(folder), lambda manifest: replace(manifest, versions={"run": str(number)}))
     else:
-        export_onnx(checkpoint, folder, overwrite=True, validate=False)
+        export_onnx(checkpoint, folder, overwrite=True, settings=ExportSettings(validate=False))
         if number == 2:
             break
 """

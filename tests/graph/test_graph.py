@@ -43,7 +43,7 @@ def folded_model(model_type="bert", dtype=torch.float32, **settings):
 
 
 def captured(folded, opset=20):
-    return capture(folded, sample_batch(folded.model.config, folded.task, folded.signature), opset=opset)
+    return capture(folded, sample_batch(folded.model.config, folded.signature), opset=opset)
 
 
 @pytest.fixture(scope="module")
@@ -216,7 +216,7 @@ def operators(model):
 
 
 def padded_batch(folded):
-    batch = sample_batch(folded.model.config, folded.task, folded.signature)
+    batch = sample_batch(folded.model.config, folded.signature)
     if "attention_mask" in batch:
         batch["attention_mask"][0, batch["attention_mask"].shape[1] // 2 :] = 0
     return batch

@@ -142,23 +142,23 @@ def test_text_is_batched_as_the_engine_takes_it(engine, loaded, tmp_path):
     assert report.passed
 
 
-@pytest.mark.parametrize("cuda_graphs", [False, True])
+@pytest.mark.parametrize("record_launches", [False, True])
 @pytest.mark.parametrize("flavor", ["rtx", "tensorrt"])
-def test_shapes_may_change_from_batch_to_batch(engine, loaded, flavor, cuda_graphs):
-    runner = tensorrt.TensorRTRunner(of_flavor(engine, flavor), cuda_graphs=cuda_graphs)
+def test_shapes_may_change_from_batch_to_batch(engine, loaded, flavor, record_launches):
+    runner = tensorrt.TensorRTRunner(of_flavor(engine, flavor), record_launches=record_launches)
     space = exported_space(engine)
     batches = [batch_of(space, texts, tokens).inputs for texts, tokens in ((2, 16), (1, 5), (8, 16), (2, 16))]
     timed = runner.prepare(batches[0])
     for batch in (*batches, *batches):
         np.testing.assert_array_equal(runner.run(batch)["logits"], loaded.runner.run(batch)["logits"])
     assert timed() > 0.0
-    recorded = 1 + 3 if cuda_graphs and flavor == "tensorrt" else 0  # of `prepare`, and of three shapes
+    recorded = 1 + 3 if record_launches and flavor == "tensorrt" else 0  # of `prepare`, and of three shapes
     assert loaded.contexts == len(engine.manifest.bounds) + recorded
 
 
 def test_recorded_shapes_do_not_pile_up(engine, loaded, monkeypatch):
     monkeypatch.setattr(tensorrt, "_RECORDED_SHAPES", 2)
-    runner = tensorrt.TensorRTRunner(of_flavor(engine, "tensorrt"), cuda_graphs=True)
+    runner = tensorrt.TensorRTRunner(of_flavor(engine, "tensorrt"), record_launches=True)
     space = exported_space(engine)
     for texts, tokens in ((1, 1), (2, 2), (1, 1), (3, 3), (1, 1), (2, 2)):
         runner.run(batch_of(space, texts, tokens).inputs)

@@ -24,6 +24,7 @@ from adakron_export.training.batches import Collator, LengthGroupedSampler
 from adakron_export.training.losses import count_terms, summed_loss, symmetric_divergence
 from adakron_export.training.model import BackboneSource, count_parameters, load_tokenizer, load_trainable
 from adakron_export.training.trainer import AdaKronTrainer, training_arguments
+from conftest import stages
 from tiny import save_backbone
 
 
@@ -51,12 +52,13 @@ def train_on(backbone, rows, folder, **settings):
 
 
 def features_of(backbone, columns, labels, rows, **settings):
-    notes = []
     recipe = Recipe(backbone="b", data="d", **settings)
     tokenisation = Tokenisation(
         AutoTokenizer.from_pretrained(backbone), recipe.max_length or 40, columns, labels, recipe
     )
-    return tokenisation.dataset(Rows(rows, [f"f:{n}" for n in range(len(rows[columns.text]))]), notes.append), notes
+    places = [f"f:{n}" for n in range(len(rows[columns.text]))]
+    with stages() as notes:
+        return tokenisation.dataset(Rows(rows, places)), notes
 
 
 def test_pairs_learn_from_the_second_text(bert, tmp_path):

@@ -117,7 +117,7 @@ def test_the_plugin_imports_nothing_heavy():
     [
         (["--adakron-artifact", "a"], "go together"),
         (["--adakron-checkpoint", "a"], "go together"),
-        (["--adakron-max-regression", "much"], "'much' is no share"),
+        (["--adakron-max-regression", "much"], "'much' is no number of points"),
         (["--adakron-budget", "soon"], "'soon' is no duration"),
         (["--adakron-shapes", "1x"], "write TEXTSxTOKENS"),
         (["--adakron-report", "pytest.ini"], "pytest.ini is a file"),
