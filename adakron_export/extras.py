@@ -60,7 +60,7 @@ def require(module: str, *, extra: str) -> ModuleType:
         extra: The extra, or a choice of extras as the user should read it, such as ``cpu``.
 
     Raises:
-        MissingPackageError: It is not installed; the message holds the pip command.
+        MissingPackageError: The package is not installed; the message holds the pip command.
     """
     check_installed(module.partition(".")[0], extra=extra)
     return importlib.import_module(module)

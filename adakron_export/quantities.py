@@ -12,7 +12,7 @@ def parse_shapes(text: str) -> tuple[tuple[int, int], ...]:
     """Shapes such as ``1x16,8x128``.
 
     Raises:
-        RunnerError: It is not of that form.
+        RunnerError: The text is not of that form.
     """
     found = [re.fullmatch(r"\s*(\d+)x(\d+)\s*", part) for part in text.split(",")]
     shapes = tuple((int(match[1]), int(match[2])) for match in found if match)
@@ -25,7 +25,7 @@ def parse_shape(text: str) -> tuple[int, int]:
     """One shape, such as ``8x128``.
 
     Raises:
-        RunnerError: It is not of that form, or there are several.
+        RunnerError: The text is not of that form, or there are several.
     """
     shapes = parse_shapes(text)
     if len(shapes) != 1:
@@ -42,7 +42,7 @@ def parse_seconds(text: str) -> float:
     """A duration such as ``60s`` or ``2m``; a bare number is seconds.
 
     Raises:
-        RunnerError: It is not of that form.
+        RunnerError: The text is not of that form.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(s|m|min)?", text.strip())
     if found is None:
@@ -54,7 +54,7 @@ def parse_points(text: str) -> float:
     """Points of 100, such as ``0.5`` or ``0.5%``: both are half a point.
 
     Raises:
-        RunnerError: It is not of that form.
+        RunnerError: The text is not of that form.
     """
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*%?", text.strip())
     if found is None:

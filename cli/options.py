@@ -28,7 +28,7 @@ class Named(click.Choice[str]):
     """A choice that knows other names of its values too.
 
     Args:
-        values: As they are listed.
+        values: The values, as they are listed.
         synonyms: Their values by other names.
     """
 
@@ -92,10 +92,10 @@ def take(record: type[R], settings: dict[str, Any], *names: str, prefix: str = "
     """A record of what the command line gave of its options, which leaves the settings of the command.
 
     Args:
-        record: As of `of`.
-        settings: Of the command; what belongs to the record is taken out.
-        names: As of `of`.
-        prefix: As of `of`.
+        record: The record that `of` was given.
+        settings: Settings of the command; what belongs to the record is taken out.
+        names: Only these fields, as for `of`.
+        prefix: The prefix that `of` was given.
         more: Fields that are no options.
     """
     given = {each.name: settings.pop(f"{prefix.replace('-', '_')}{each.name}", None)

@@ -47,11 +47,11 @@ def check_config_file(folder: Path, weights: Iterable[Path]) -> None:
     """Raise where ``config.json`` asks for a model that its weights cannot fill.
 
     Args:
-        folder: With the configuration.
+        folder: The folder with the configuration.
         weights: The files of the weights.
 
     Raises:
-        BackboneError: It does, or cannot be read.
+        BackboneError: The configuration does, or cannot be read.
     """
     file = folder / "config.json"
     try:
@@ -134,7 +134,7 @@ def check_finite(name: str, model: nn.Module) -> None:
     """Raise where a backbone holds NaN or Inf.
 
     Raises:
-        BackboneError: It does.
+        BackboneError: The configuration does.
     """
     broken = [key for key, tensor in model.named_parameters() if not bool(torch.isfinite(tensor).all())]
     if broken:
@@ -145,8 +145,8 @@ def check_patterns(patterns: Iterable[Any], names: Iterable[str], error: type[Ad
     """Raise where a regular expression of a file cannot be matched in reasonable time.
 
     Args:
-        patterns: Of modules; what is no text is none.
-        names: Of the modules of the model.
+        patterns: Patterns of modules; what is no text is none.
+        names: Names of the model's modules.
         error: What to raise.
         place: The file, for the message.
     """

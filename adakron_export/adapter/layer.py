@@ -46,7 +46,7 @@ def adapter_delta(a1: Tensor, a2: Tensor, *, order: KronOrder, activation: Activ
     Args:
         a1: ``[..., r / k]``.
         a2: ``[..., k]``.
-        order: Which of the two is the left factor.
+        order: Order of the product: the name of the left factor comes first.
         activation: Applied to the product.
     """
     left, right = (a2, a1) if order is KronOrder.A2_A1 else (a1, a2)

@@ -1,7 +1,7 @@
 """KronAdapter as a PyTorch operator: `torch.ops.adakron.kron_adapter`.
 
 It stays one node through `torch.export`, and computes the same numbers where it runs. Its meaning is that of
-the ONNX operator (docs/kron_adapter.md).
+the ONNX operator (docs/reference/kron_adapter.md).
 """
 
 from __future__ import annotations

@@ -65,13 +65,13 @@ class Attempt:
     """What came of a rung.
 
     Attributes:
-        label: The rung's.
-        metric: That decides.
+        label: Label of the rung.
+        metric: The metric that decides.
         reference: Its value in eager PyTorch.
-        candidate: Of the artifact.
+        candidate: Value of the artifact.
         flips: Texts whose answer changed.
         examples: Texts in all.
-        size_bytes: Of the graph and its weights.
+        size_bytes: Size of the graph and its weights.
         held: Whether it was good enough.
     """
 
@@ -145,7 +145,7 @@ class Artifact:
         """What an export wrote down, of which some is read; ``None`` where it did not.
 
         Raises:
-            ArtifactError: It cannot be read.
+            ArtifactError: The file cannot be read.
         """
         path = self.folder / name
         if not path.is_file():
@@ -193,7 +193,7 @@ def check_artifact(folder: str | Path) -> Path:
     """Its path, if it looks like an exported folder; a look that costs nothing.
 
     Raises:
-        ArtifactError: It does not.
+        ArtifactError: The folder does not.
     """
     path = Path(folder)
     if not path.is_dir():
@@ -212,7 +212,8 @@ def open_artifact(folder: str | Path, *, wait: bool = True) -> Artifact:
             `Artifact.check` before anything that came out of it is used.
 
     Raises:
-        ArtifactError: It is none, it is of a newer format, or its files are not those that were written.
+        ArtifactError: The folder is no artifact, it is of a newer format, or its files are not those that were
+            written.
     """
     path = check_artifact(folder)
     for _ in range(_TRIES):
@@ -242,7 +243,7 @@ def opened_with(folder: str | Path, make: Callable[[Artifact], T]) -> T:
         make: Reads what it needs.
 
     Raises:
-        ArtifactError: As of `open_artifact`.
+        ArtifactError: `open_artifact` refuses the folder.
     """
     for _ in range(_TRIES):
         artifact = open_artifact(folder, wait=False)

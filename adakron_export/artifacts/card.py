@@ -11,7 +11,7 @@ def model_card(artifact: Artifact, name: str) -> str:
     """The model card in Markdown.
 
     Args:
-        artifact: As written, with its ``parity.json`` where it was validated.
+        artifact: The artifact as written, with its ``parity.json`` where it was validated.
         name: The artifact's name.
     """
     manifest = artifact.manifest

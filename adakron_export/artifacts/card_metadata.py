@@ -14,10 +14,10 @@ def front_matter(
 
     Args:
         library: What loads the model.
-        task: As the hub names it.
+        task: The hub's name of the task.
         backbone: Its hub id; a folder's name is left out, for the hub has no such model.
-        tags: To be found by.
-        name: Of the model.
+        tags: Words to be found by.
+        name: Name of the model.
         data: What the metrics were measured on.
         metrics: Values by the metric's name.
     """

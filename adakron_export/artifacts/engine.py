@@ -32,18 +32,18 @@ class EngineManifest:
 
     Attributes:
         flavor: ``tensorrt`` or ``rtx``.
-        version: Of the library that built it.
-        dtype: Of the graph, and so of the engine.
+        version: Version of the library that built it.
+        dtype: Precision of the graph, and so of the engine.
         task: What the model is for.
-        inputs: In their order.
-        outputs: In their order; always float32.
+        inputs: Inputs in their order.
+        outputs: Outputs in their order; always float32.
         max_length: The longest input that the model takes, in tokens.
         profiles: Each the smallest, the best and the largest shape, as text.
         compute_capability: For which GPUs, where that was said.
         built_on: The compute capability of the GPU that was there.
         options: What else was asked for.
         source: sha256 of the artifact's files.
-        layers: Of the network as it was parsed.
+        layers: Layers of the network as it was parsed.
         build_seconds: What the build took.
         command: What builds the same without this package.
         files: sha256 of every file but the manifest itself.
@@ -109,7 +109,7 @@ def open_engine(folder: str | Path, *, allow_code: bool = False) -> EngineFolder
     """Open an engine's folder and check that its files are those that were written; the engine is not loaded.
 
     Args:
-        folder: It.
+        folder: The engine's folder.
         allow_code: Let host code run that its plan may bring along, with the rights of this process.
 
     Raises:

@@ -60,8 +60,8 @@ class Tuning:
 
     Attributes:
         processor: Its name, as of `describe_machine`.
-        cores: Of the machine.
-        threads: Of one operator; ``None`` is ONNX Runtime's choice.
+        cores: Cores of the machine.
+        threads: Threads per operator; ``None`` is ONNX Runtime's choice.
         spinning: Whether threads without work wait awake.
         attention: The form that attention is computed in; ``None`` is the exported one. Others are made while opening.
         disabled_optimizers: ONNX Runtime optimisers to leave off, in the place of the manifest's.
@@ -86,8 +86,8 @@ class Manifest:
     Attributes:
         task: What the model is for, as the hub names it.
         spec: What the graph is; its fields stand among the manifest's own keys.
-        inputs: In their order.
-        outputs: In their order; always float32.
+        inputs: Inputs in their order.
+        outputs: Outputs in their order; always float32.
         adapter: The adapter's configuration.
         adapter_source: The checkpoint's file.
         backbone_source: The backbone's files.
@@ -98,7 +98,7 @@ class Manifest:
         calibrated_on: The text that int8 or fp8 with fixed scales was calibrated on.
         tuning: What `tune` found.
         plain_tokenizer: Whether ``tokenizer.json`` alone gives what transformers' tokenizer gives.
-        versions: Of the packages that made it.
+        versions: Versions of the packages that made it.
         files: sha256 of every file but the manifest itself.
     """
 

@@ -45,7 +45,7 @@ def move_model(folder: Path, to: str) -> None:
     """Give the file that `write_model` wrote another place in the folder; what it names beside it goes along.
 
     Args:
-        folder: Of the artifact.
+        folder: The artifact's folder.
         to: The new name, such as ``onnx/model.onnx``.
     """
     place, data = folder / to, folder / MODEL_DATA

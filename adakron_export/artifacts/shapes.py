@@ -85,7 +85,7 @@ def profiles_for(manifest: Manifest, shapes: EngineShapes) -> tuple[Profile, ...
     """The profiles of an engine.
 
     Args:
-        manifest: Of the artifact; without limits of the user's own, the profile ends at its longest input.
+        manifest: The artifact's manifest; without limits of the user's own, the profile ends at its longest input.
         shapes: What was asked for.
 
     Raises:

@@ -21,7 +21,7 @@ class Backbone:
     """A row.
 
     Attributes:
-        model_type: As in the backbone's ``config.json``.
+        model_type: Name of the architecture in the backbone's ``config.json``.
         target: Regular expression that the whole name of each FFN output projection matches; ``None`` where
             `target_modules` must be given.
         note: What a user should know of it.

@@ -194,11 +194,11 @@ def load_backbone(name: str, folder: Path, config: PretrainedConfig, task: Task)
     Args:
         name: What it is called, in messages and in the checkpoint that will be saved.
         folder: Where it is on this machine.
-        config: With the labels of the task.
-        task: Which head it gets.
+        config: Configuration with the labels of the task.
+        task: The task, which decides the head.
 
     Raises:
-        BackboneError: It cannot be loaded, or is another architecture.
+        BackboneError: The backbone cannot be loaded, or is another architecture.
     """
     check_settings(name, config)
     level, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

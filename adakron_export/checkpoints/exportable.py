@@ -38,7 +38,7 @@ def check_padding(model: PeftModel) -> None:
     """A decoder that classifies looks for its last token that is no padding.
 
     Raises:
-        ExportError: It does not know what padding is.
+        ExportError: The model does not know what padding is.
     """
     base = model.get_base_model()
     decoder = hasattr(base, "score")
@@ -69,7 +69,7 @@ def check_tokenizer(folder: Path, model: TaskModel) -> bool:
     """Whether ``tokenizer.json`` is all that is needed; one that does not fit the model is refused.
 
     Raises:
-        ExportError: It does not fit.
+        ExportError: The tokenizer does not fit the model.
     """
     try:
         plain = is_plain(folder, decodes=model.task in (Task.TEXT_GENERATION, Task.FILL_MASK))

@@ -28,7 +28,7 @@ def check_leftovers(name: str, model: PreTrainedModel, unexpected: Iterable[str]
 
     Args:
         name: What the backbone is called, in messages.
-        model: As it was loaded.
+        model: The loaded model.
         unexpected: The tensors that found no place.
 
     Raises:
@@ -53,7 +53,7 @@ def check_settings(name: str, config: PretrainedConfig) -> None:
     """Raise where the configuration asks for what transformers no longer computes.
 
     Raises:
-        BackboneError: It does.
+        BackboneError: The model leaves some out.
     """
     settings = config.to_dict()
     for setting, (harmless, architectures) in _READ_NO_MORE.items():

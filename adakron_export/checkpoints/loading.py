@@ -24,7 +24,7 @@ def load_model(
     """Load a checkpoint onto its backbone, in fp32 and eval mode.
 
     Args:
-        checkpoint: As for `find_checkpoint`, or what it returned.
+        checkpoint: What `find_checkpoint` takes, or what it returned.
         backbone: Folder or hub id; what the checkpoint names when left out.
         task: What the model is for, such as ``text-classification``; inferred when left out.
 

@@ -1,6 +1,6 @@
 """Reads the files of the AdaKron reference implementation.
 
-Its two code bases write the same module under different names (see docs/checkpoints.md):
+Its two code bases write the same module under different names (see docs/reference/checkpoints.md):
 
 * GLUE (encoders): ``MoA_A1`` (r/k wide), ``MoA_A2`` (k wide), ``MoA_B``; the product is a2 (x) a1.
 * NLG (GPT-2): ``MoA_A`` (k wide, the mixture), ``MoA_A1`` (r/k wide), ``MoA_B``; the product is a1 (x) a2.
@@ -65,11 +65,11 @@ class ReferenceFile:
     """What one file holds.
 
     Attributes:
-        adapters: By the name of the module that owns the adapter, such as ``bert.encoder.layer.0.output``.
+        adapters: The adapters, by the name of the module that owns them, such as ``bert.encoder.layer.0.output``.
         others: All other tensors: a head, or a whole backbone.
         r: Width of the Kronecker product.
         k: Width of the second small network.
-        order: Which of the two is the left factor.
+        order: Order of the product: the name of the left factor comes first.
         num_experts: Networks in the mixture.
     """
 
@@ -90,7 +90,7 @@ def read_reference(path: Path) -> ReferenceFile:
     """Read a file of the reference implementation.
 
     Raises:
-        CheckpointError: It cannot be read safely, or does not hold complete AdaKron adapters.
+        CheckpointError: The file cannot be read safely, or does not hold complete AdaKron adapters.
     """
     state = _plain_names(_read_state(path))
     tensors: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))

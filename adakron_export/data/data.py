@@ -27,7 +27,7 @@ class TrainingData:
     Attributes:
         train: Rows to learn from.
         evaluation: Rows to choose the best checkpoint on.
-        columns: Which columns are read, and for which task.
+        columns: The columns that are read, and the task that they are for.
         labels: What the labels are.
         metrics: What is reported; the first decides which checkpoint is the best.
     """
@@ -50,7 +50,7 @@ def load_data(settings: DataSettings) -> TrainingData:
         settings: What to read, and how to understand it.
 
     Raises:
-        DataError: It cannot be read, understood or learned from.
+        DataError: The data cannot be read, understood or learned from.
     """
     glue = glue_task(settings.data)
     check_sources(settings.data, settings.eval_data)
@@ -117,7 +117,7 @@ def check_sources(*sources: str | None) -> None:
     """Raise where the data is no file or folder of this machine, and cannot be a data set of the hub either.
 
     Raises:
-        DataError: It cannot be.
+        DataError: The source is neither.
     """
     for source in sources:
         if source is not None and glue_task(source) is None and not Path(source).exists():

@@ -22,7 +22,7 @@ def metrics_function(
     """The ``compute_metrics`` of a task; ``None`` where the loss is all that is measured.
 
     Args:
-        data: With the evaluation rows.
+        data: The data with the evaluation rows.
         settings: How answers are searched.
         features: The tokenised evaluation rows, in the order in which the model reads them.
     """
@@ -56,7 +56,7 @@ def find_answers(data: TrainingData, settings: TextSettings, features: Any, logi
     """The answer to each question, in the order of the rows.
 
     Args:
-        data: With the evaluation rows.
+        data: The data with the evaluation rows.
         settings: How answers are searched.
         features: The tokenised windows.
         logits: Start and end logits, ``[windows, tokens]`` each.

@@ -241,7 +241,7 @@ def read_answers(value: Any, context: str, place: str) -> tuple[list[str], list[
         place: For messages.
 
     Raises:
-        DataError: It is none of these, or there are not as many places as texts.
+        DataError: The value is none of these, or there are not as many places as texts.
     """
     if value is None or value in ("", [], {}):
         return [], []

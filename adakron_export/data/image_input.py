@@ -19,10 +19,11 @@ def image_reader(folder: Path) -> Callable[[Sequence[Path]], NDArray[Any]]:
     """What turns image files into pixels, ``[images, channels, height, width]`` in float32.
 
     Args:
-        folder: Of the model; its ``preprocessor_config.json`` says how large images are and how they are normalised.
+        folder: The model's folder; its ``preprocessor_config.json`` says how large images are and how they are
+            normalised.
 
     Raises:
-        ArtifactError: It has no such settings, or they cannot be read.
+        ArtifactError: The folder has no such settings, or they cannot be read.
         MissingPackageError: transformers or pillow is not installed.
     """
     if not (folder / _SETTINGS).is_file():

@@ -22,9 +22,10 @@ class Labels:
     """What the labels of a data set are.
 
     Attributes:
-        problem_type: As in transformers' configurations; ``None`` where there is none of the three.
-        names: Of the classes in their order; empty without classes.
-        separator: Between the labels of one text, where they stand in one string.
+        problem_type: Kind of classification, as transformers' configurations call it; ``None`` where there is none of
+            the three.
+        names: Names of the classes in their order; empty without classes.
+        separator: What parts the labels of one text, where they stand in one string.
         origin: Who has these labels, for messages.
         synonyms: Other names of classes, and which they are of.
     """
@@ -143,7 +144,7 @@ def check_lists(values: Sequence[Any], places: Sequence[str], column: str) -> No
     """Raise where a list is written as a text, as spreadsheets do: it would be taken for one label or word.
 
     Raises:
-        DataError: It is.
+        DataError: A label is missing.
     """
     for value, place in zip(values, places, strict=True):
         if isinstance(value, str) and re.fullmatch(r"\[\s*(['\"].*['\"]|-?\d.*)?\s*\]", value.strip(), re.DOTALL):

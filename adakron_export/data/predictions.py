@@ -24,8 +24,8 @@ class Classes:
     """What a classifier's columns mean.
 
     Attributes:
-        names: Of the classes in their order.
-        problem_type: As in transformers' configurations.
+        names: Names of the classes in their order.
+        problem_type: Kind of classification, as transformers' configurations call it.
     """
 
     names: tuple[str, ...]
@@ -135,8 +135,8 @@ def answer(starts: Sequence[Scores], ends: Sequence[Scores], windows: Sequence[E
     """The likeliest span of a context.
 
     Args:
-        starts: Of each window, the logits of its tokens.
-        ends: The same of the last token.
+        starts: For each window, the start logits of its tokens.
+        ends: For each window, the end logits of its tokens.
         windows: On the context.
         pair: Question and context.
     """

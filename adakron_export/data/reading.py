@@ -120,7 +120,7 @@ def read_hub(name: str, splits: Sequence[str], *, config: str | None = None) -> 
         config: The data set's configuration.
 
     Raises:
-        DataError: It cannot be read.
+        DataError: The source cannot be read.
     """
     from adakron_export.checkpoints import hub
 
@@ -282,7 +282,7 @@ def read_lines(file: Path) -> Iterator[tuple[int, str]]:
     """The lines of a file with their numbers, line ends included; only LF and CRLF end one.
 
     Raises:
-        DataError: It is not UTF-8.
+        DataError: The file is not UTF-8.
     """
     held = 0
     with gzip.open(file, "rb") if file.name.lower().endswith(".gz") else file.open("rb") as stream:

@@ -45,7 +45,7 @@ class TableSettings:
         """Raise where something was said and the source is no table of cells, which would drop it.
 
         Raises:
-            DataError: It was.
+            DataError: A setting was given.
         """
         if self.delimiter is not None or self.header is not None:
             option = "--delimiter" if self.delimiter is not None else "--header"
@@ -162,7 +162,7 @@ def _has_header(file: Path, rows: list[list[str]]) -> bool:
     """Whether the first line names the columns: by what speaks for it and against it in each of them.
 
     Raises:
-        DataError: It cannot be told.
+        DataError: The delimiter cannot be told.
     """
     found = {_is_name(head, [row[index] for row in rows[1:]]) for index, head in enumerate(rows[0])} - {None}
     if len(found) == 1:

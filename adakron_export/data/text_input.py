@@ -25,7 +25,7 @@ def read_texts(source: Path | IO[bytes], settings: TextSettings) -> list[Text]:
             with text; that of a second text is ``context``, beside ``question``.
 
     Raises:
-        DataError: It cannot be read, has no such column, or holds something else than text.
+        DataError: The file cannot be read, has no such column, or holds something else than text.
     """
     given = words_of(settings)
     if isinstance(source, Path) and not source.is_file():

@@ -31,8 +31,8 @@ class BuiltEngine:
 
     Attributes:
         plan: Its bytes.
-        version: Of the library that built it.
-        layers: Of the network as it was parsed.
+        version: Version of the library that built it.
+        layers: Layers of the network as it was parsed.
         seconds: What the build took, parsing included.
     """
 
@@ -48,9 +48,9 @@ def build_engine(
     """Parse an artifact and build its engine. The precision is the graph's own.
 
     Args:
-        artifact: Of any target and dtype.
+        artifact: An artifact of any target and dtype.
         profiles: The shapes it shall take.
-        flavor: Which builder.
+        flavor: The builder.
         options: How.
         log: Where everything goes that the builder says.
 

@@ -21,7 +21,7 @@ class OpSupport:
     """An operator of the graph.
 
     Attributes:
-        op: With its domain, where that is not the standard one.
+        op: The operator, with its domain where that is not the standard one.
         count: How often it stands in the graph; a function counts once per call.
         refused: How many of them the parser does not take.
     """
@@ -36,7 +36,7 @@ class SupportReport:
     """What the parser says.
 
     Attributes:
-        parser: Which one was asked, with its version.
+        parser: The parser that was asked, with its version.
         passed: Whether it takes the whole graph.
         ops: Those that are refused first, then by their number.
         problems: Its own words on each node that it refuses.
@@ -56,8 +56,8 @@ def check_support(artifact: Artifact, flavor: Flavor) -> SupportReport:
     """Ask a flavor's parser about every node.
 
     Args:
-        artifact: Of any target.
-        flavor: Whose parser is asked; it needs no GPU.
+        artifact: An artifact of any target.
+        flavor: The builder whose parser is asked; it needs no GPU.
 
     Raises:
         MissingPackageError: The flavor is not installed.

@@ -37,7 +37,7 @@ def load_engine(folder: EngineFolder) -> LoadedEngine:
     """Load an engine whose folder was opened, which checks its files.
 
     Raises:
-        EngineError: It is of another version, for another GPU, without weights, or there is no GPU.
+        EngineError: The engine is of another version, for another GPU, without weights, or there is no GPU.
         MissingPackageError: Its flavor is not installed.
     """
     trt = check_loadable(folder)
@@ -75,8 +75,8 @@ def misfit(manifest: EngineManifest, *, version: str, gpu: Gpu) -> str | None:
     """Why an engine cannot be loaded; ``None`` where it can.
 
     Args:
-        manifest: Of the engine.
-        version: Of the flavor that is installed.
+        manifest: What the engine's manifest says.
+        version: Version of the builder that is installed.
         gpu: What it would run on.
     """
     options = manifest.options

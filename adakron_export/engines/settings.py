@@ -41,7 +41,7 @@ class EngineOptions:
         """Raise where a flavor cannot do what is asked for.
 
         Raises:
-            EngineError: It cannot, or not on this machine.
+            EngineError: The builder cannot, or not on this machine.
         """
         refused = {**flavor.refused, **({} if has_gpu() else flavor.refused_without_gpu)}
         for name, reason in refused.items():

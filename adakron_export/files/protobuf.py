@@ -43,7 +43,7 @@ def read_fields(content: memoryview) -> Iterator[tuple[int, int | memoryview]]:
     """Fields by number: numbers of wire types 0, 1 and 5 as numbers, all else as the bytes behind its length.
 
     Raises:
-        ValueError: It is no message.
+        ValueError: The bytes are no message.
     """
     at, end = 0, len(content)
     while at < end:

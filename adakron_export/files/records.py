@@ -19,8 +19,8 @@ def read_bytes(file: Path, *, largest: int = LARGEST_BYTES) -> bytes:
     """What a plain file holds: no pipe, no device, and not more than a reader of such files can take.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is no plain file, or too large.
+        OSError: The file cannot be read.
+        ValueError: The path is no plain file, or the file is too large.
     """
     if file.exists() and not file.is_file():
         raise ValueError("no plain file")
@@ -35,8 +35,8 @@ def read_json(file: Path) -> Any:
     """What a file holds.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is not UTF-8, not JSON, nested too deeply, or too large to be read.
+        OSError: The file cannot be read.
+        ValueError: The text is not UTF-8, not JSON, nested too deeply, or too large to be read.
     """
     return json_of(read_bytes(file))
 
@@ -45,8 +45,8 @@ def read_object(file: Path) -> dict[str, Any]:
     """What a file of settings holds.
 
     Raises:
-        OSError: It cannot be read.
-        ValueError: It is no JSON object.
+        OSError: The file cannot be read.
+        ValueError: The text is no JSON object.
     """
     return object_of(read_bytes(file))
 
@@ -55,7 +55,7 @@ def json_of(text: bytes) -> Any:
     """What a text of JSON stands for.
 
     Raises:
-        ValueError: It is not UTF-8, not JSON, or nested too deeply to be read.
+        ValueError: The text is not UTF-8, not JSON, or nested too deeply to be read.
     """
     try:
         return json.loads(text.decode("utf-8"))
@@ -67,7 +67,7 @@ def object_of(text: bytes) -> dict[str, Any]:
     """What a text of settings stands for.
 
     Raises:
-        ValueError: It is no JSON object.
+        ValueError: The text is no JSON object.
     """
     content = json_of(text)
     if not isinstance(content, dict):

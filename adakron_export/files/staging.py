@@ -32,7 +32,7 @@ def write_text(file: Path, text: str) -> None:
     What is no file, such as ``/dev/stdout`` or a pipe, is written to as it is.
 
     Raises:
-        OSError: It cannot be written; the error names it.
+        OSError: The path cannot be written; the error names it.
     """
     with named_in_errors(file):
         if _is_stream(file):
@@ -106,7 +106,7 @@ def put_in_place(staged: Path, final: Path, *, problem: Callable[[], str | None]
     """Make ``staged`` be ``final`` in one step; what stood there before is gone after it.
 
     Args:
-        staged: Of `staged_folder`.
+        staged: The folder that `staged_folder` made.
         final: The place.
         problem: Asked once more why ``final`` must not be replaced, while nobody else can.
 

@@ -58,7 +58,7 @@ def plain_attention(
         module: The attention layer; not read.
         query: ``[batch, heads, queries, width]``.
         key: ``[batch, key heads, keys, width]``; each of its heads serves ``heads / key heads`` of the query's.
-        value: As ``key``.
+        value: The values, in the shape of ``key``.
         attention_mask: A bias, ``[batch, 1, 1 or queries, keys]``.
         scaling: Factor of the scores; ``width ** -0.5`` by default.
         rest: What other implementations read; a soft cap or attention sinks are refused.

@@ -29,12 +29,12 @@ def build_graph(folded: TaskModel, spec: GraphSpec, *, calibrate: Calibrate | No
     """Trace a model on a sample batch and lower it.
 
     Args:
-        folded: In its `torch_dtype`.
+        folded: The folded model, in its `torch_dtype`.
         spec: What the graph is to be; complete.
         calibrate: Finds the roundings for fixed scales; without, a graph that needs them stays in half precision.
 
     Raises:
-        ExportError: It cannot be exported.
+        ExportError: The model cannot be exported.
     """
     sample = sample_batch(folded.config, folded.signature)
     floating = next(folded.parameters()).dtype

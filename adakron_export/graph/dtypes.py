@@ -45,7 +45,7 @@ class Dtype:
     """A row.
 
     Attributes:
-        name: As ``--dtype`` takes it.
+        name: Name that ``--dtype`` takes.
         tolerance: How far an output may be off.
         stored: What ONNX calls the types that its weights are stored in.
         synonyms: Other names that ``--dtype`` takes, such as PyTorch's.
@@ -53,7 +53,7 @@ class Dtype:
         dynamic: Targets that compute with it and need no calibration; ``None`` for all.
         calibrated: Targets that compute with it, where activations have fixed scales that are found on text.
         least_opset: The first opset that can write it.
-        calibrated_opset: The same with fixed scales.
+        calibrated_opset: The first opset that can write it with fixed scales.
         falls_back_to: The next step of the ladder; ``None`` for the target's own floating dtype.
         passes: What rounds the weights of a captured graph; ``None`` for a dtype that the graph is captured in.
     """

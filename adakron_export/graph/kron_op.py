@@ -1,6 +1,6 @@
 """`adakron::KronAdapter`, version 1: the operator, and its body in standard operators.
 
-docs/kron_adapter.md is its specification.
+docs/reference/kron_adapter.md is its specification.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def register_schema() -> None:
         OP_TYPE,
         DOMAIN,
         VERSION,
-        doc="Y = X + activation(kron(X A1 + B1, X A2 + B2)) U; see docs/kron_adapter.md.",
+        doc="Y = X + activation(kron(X A1 + B1, X A2 + B2)) U; see docs/reference/kron_adapter.md.",
         inputs=[OpSchema.FormalParameter(name, kind, doc) for name, kind, doc in kinds],
         outputs=[OpSchema.FormalParameter(OUTPUT, "T", "[batch, tokens, hidden]")],
         type_constraints=[("T", ["tensor(float)", "tensor(float16)", "tensor(bfloat16)"], "Any float")],

@@ -16,7 +16,7 @@ def lower(model: ir.Model, target: Target, *, quantise: Sequence[ir.passes.PassB
     """A new graph for a runtime; the captured one stays as it is, and both share their weights.
 
     Args:
-        model: As it was captured.
+        model: The captured graph.
         target: The runtime.
         quantise: Round weights to 8 bits; before functions are inlined, so that those of the adapters stay.
     """

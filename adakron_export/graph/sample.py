@@ -17,7 +17,7 @@ def sample_batch(config: Any, signature: Signature) -> dict[str, Tensor]:
 
     Args:
         config: The model's configuration: its vocabulary, or the size of its images.
-        signature: Of the model.
+        signature: Inputs of the model.
     """
     return {name: _SAMPLES[name](config) for name in signature.inputs}
 

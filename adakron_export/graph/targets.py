@@ -26,7 +26,7 @@ class Target:
     """A row.
 
     Attributes:
-        name: As ``--target`` takes it.
+        name: Name that ``--target`` takes.
         keeps_function: Whether `adakron::KronAdapter` stays a call, or is inlined.
         passes: Makes the rewrites anew for each graph, in their order.
         disabled_optimizers: ONNX Runtime optimisers to leave off.
@@ -154,7 +154,7 @@ def check_spec(spec: GraphSpec, *, calibrated: bool) -> None:
         calibrated: Whether there is text to calibrate on.
 
     Raises:
-        ExportError: It cannot, or not with this opset, or text is missing or has no use.
+        ExportError: The target cannot, or not with this opset, or text is missing or has no use.
     """
     assert spec.opset is not None
     dtype = dtype_named(spec.dtype)

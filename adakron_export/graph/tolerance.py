@@ -12,11 +12,11 @@ from adakron_export.errors import ExportError
 
 @dataclass(frozen=True, slots=True)
 class Tolerance:
-    """What is allowed; docs/validation.md has the reasons.
+    """What is allowed; docs/reference/limits.md has the reasons.
 
     Attributes:
-        absolute: Of the largest error of an entry: at most ``absolute + relative * max |reference|``.
-        relative: As above; the norm of all errors may also be at most this share of the reference's norm.
+        absolute: Absolute part of the largest error of an entry: ``absolute + relative * max |reference|``.
+        relative: Relative part of the same; also the largest share of the reference's norm that all errors may have.
         cosine: What the cosine of each vector must reach.
         top1: Share of positions whose largest entry must stay the largest; ties within ``absolute`` do not count.
         kl: Largest Kullback-Leibler divergence of a softmax, in nats.

@@ -15,7 +15,7 @@ def describe_machine(
 
     Args:
         device: Where it is measured.
-        threads: As asked for; ``None`` is the runtime's choice.
+        threads: Threads that were asked for; ``None`` is the runtime's choice.
         on_gpu: Whether that is a GPU, which is then named.
     """
     machine: dict[str, str | int | None] = {

@@ -17,7 +17,7 @@ class Flavor:
     """A builder.
 
     Attributes:
-        name: As `--flavor` takes it.
+        name: Name that ``--flavor`` takes.
         module: What is imported.
         extra: What installs it.
         tool: The command line program that does the same.
@@ -49,7 +49,7 @@ class Flavor:
         """Import it.
 
         Raises:
-            MissingPackageError: It is not installed.
+            MissingPackageError: The package is not installed.
             EngineError: Its libraries cannot be loaded.
         """
         try:

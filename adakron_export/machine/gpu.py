@@ -14,8 +14,8 @@ class Gpu:
     """An NVIDIA GPU.
 
     Attributes:
-        name: As the driver says it.
-        compute_capability: Such as ``8.9``.
+        name: Name that the driver gives it.
+        compute_capability: Compute capability, such as ``8.9``.
         driver_cuda: The latest CUDA that the driver serves.
     """
 

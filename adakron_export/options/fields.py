@@ -100,7 +100,7 @@ def check_record(record: Any, error: type[AdaKronError]) -> None:
     """Raise where a value of a record makes no sense.
 
     Raises:
-        AdaKronError: Of the type that is handed over: a value is no choice, no number, or out of its range.
+        AdaKronError: A value (raised as the type that is handed over) is no choice, no number, or out of its range.
     """
     for each in options_of(type(record)):
         value = getattr(record, each.name)

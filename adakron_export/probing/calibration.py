@@ -31,7 +31,7 @@ class MagnitudeHistogram:
 
     Attributes:
         top: Where the last bin ends.
-        counts: Of the bins, each ``top / BINS`` wide: the sums of the values' weights.
+        counts: Contents of the bins, each ``top / BINS`` wide: the sums of the values' weights.
     """
 
     top: float = 0.0
@@ -91,7 +91,7 @@ def best_smoothing(found: ChannelStatistics, weight: Array) -> Array | None:
     column's step and the mean square of its channel.
 
     Args:
-        found: Of the values.
+        found: Statistics of the values.
         weight: What they are multiplied with, ``[channels, out]``.
 
     Returns:
@@ -124,9 +124,10 @@ def calibrate(
     Args:
         captured: A graph in half precision, which is emulated.
         manifest: Its inputs.
-        batches: Of real text; padding does not count.
+        batches: Batches of real text; padding does not count.
         kind: What they are rounded to.
-        smoothing: By name; found on the text by default, which is then run twice.
+        smoothing: Divisors of the channels, by name of the value; found on the text by default, which is then run
+            twice.
     """
     if kind is Kind.FP8:
         return _largest(captured, manifest, batches)

@@ -26,9 +26,9 @@ class TracedNode:
     Attributes:
         key: ``(module, op type, number)``: the number of nodes of this type that the module had before. The same
             node has the same key in every export of a model.
-        name: In the graph.
+        name: Name of the node in the graph.
         module: The model's module it comes from; empty where it belongs to none.
-        op_type: Of the standard operators.
+        op_type: Name of a standard operator.
         value: Its first output.
         settings: Attributes, and constant inputs, by name.
         readers: The modules of the nodes that read it.
@@ -49,10 +49,10 @@ def trace_graph(model: ir.Model, manifest: Manifest, batch: Batch, *, device: st
     """Run a graph without ONNX Runtime's optimisers and keep what its nodes put out.
 
     Args:
-        model: Of any target and dtype; half precision on the CPU is emulated.
+        model: A graph of any target and dtype; half precision on the CPU is emulated.
         manifest: Its inputs and outputs.
         batch: What to run.
-        device: Where.
+        device: A device of ONNX Runtime.
     """
     plain = model.clone()
     common.InlinePass()(plain)

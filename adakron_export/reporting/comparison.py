@@ -18,9 +18,9 @@ class Change:
 
     Attributes:
         what: Its name.
-        unit: Such as ``ms``; empty for a bare number.
+        unit: Unit, such as ``ms``; empty for a bare number.
         first: Its value there; ``None`` where that report has none.
-        second: The same of the second report.
+        second: The value in the second report.
     """
 
     what: str
@@ -73,8 +73,8 @@ def compare_reports(first: Content, second: Content) -> Comparison:
     """Set two reports side by side.
 
     Args:
-        first: As of `read_report`.
-        second: The same.
+        first: A report, as `read_report` returns it.
+        second: Another report.
     """
     before, after = ({**each["machine"], **each["versions"]} for each in (first, second))
     names = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]

@@ -15,7 +15,7 @@ def render(content: dict[str, Any]) -> str:
     """Draw a report.
 
     Args:
-        content: As of `report_content`.
+        content: What `report_content` returned.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("adakron_export.reporting", "templates"),

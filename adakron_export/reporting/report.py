@@ -31,11 +31,11 @@ def report_content(
 
     Args:
         machine: What it was measured on.
-        versions: Of the packages.
+        versions: Versions of the packages.
         repeat: The command that makes it again.
         subject: What was looked at: its ``name`` and, of an exported model, ``task``, ``target`` and ``dtype``.
-        parity: As of `ParityReport.to_json`.
-        latency: As of `BenchReport.to_json`.
+        parity: What `ParityReport.to_json` returned.
+        latency: What `BenchReport.to_json` returned.
     """
     parts = [part for part in (parity, latency) if part is not None]
     return {
@@ -57,7 +57,7 @@ def write_report(folder: str | Path, content: Content) -> Path:
 
     Args:
         folder: Made where it is not there.
-        content: As of `report_content`.
+        content: What `report_content` returned.
 
     Returns:
         The page.
@@ -92,7 +92,7 @@ def read_report(path: str | Path) -> Content:
         path: The folder, or its ``report.json``.
 
     Raises:
-        ReportError: It cannot be read, or is no report that this release knows.
+        ReportError: The file cannot be read, or is no report that this release knows.
     """
     import jsonschema
 

@@ -90,7 +90,7 @@ def feed_of(
 
     Args:
         batch: Every input by name.
-        inputs: Of the graph.
+        inputs: Inputs of the graph.
         max_length: The longest input, in tokens.
         vocab_size: Token ids lie below it; some runtimes would read another place of memory for others.
 
@@ -147,7 +147,7 @@ def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:
     """Raise unless the batch has exactly the inputs, all of one batch size and length.
 
     Raises:
-        RunnerError: It does not.
+        RunnerError: The batch does not fit.
     """
     missing = [name for name in expected if name not in batch]
     extra = [name for name in batch if name not in expected]

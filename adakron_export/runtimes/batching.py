@@ -33,7 +33,7 @@ def group_by_length(lengths: Sequence[int], *, batch_size: int = BATCH_SIZE, lon
     """Batches of about equally long texts, the longest ones first, so that what memory takes shows at once.
 
     Args:
-        lengths: Of each text, in tokens.
+        lengths: Length of each text, in tokens.
         batch_size: The most texts in one.
         longest: What the model takes, in tokens; no batch is wider unless a text of it is.
     """

@@ -35,7 +35,7 @@ def check_graph_file(artifact: Artifact) -> None:
     """Raise where a graph may never end, or reads weights from a file that the manifest does not list.
 
     Raises:
-        ArtifactError: It does, or is no graph.
+        ArtifactError: The file has such operators, or is no graph.
     """
     file = artifact.model
     folder = file.parent.relative_to(artifact.folder).as_posix()

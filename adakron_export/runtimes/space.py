@@ -13,9 +13,9 @@ class InputSpace:
     """What a model accepts.
 
     Attributes:
-        names: Its inputs.
+        names: Names of the inputs.
         vocab_size: Token ids lie below it.
-        pad_id: Of the padding token.
+        pad_id: Id of the padding token.
         max_length: The longest input to try, in tokens.
         special_ids: Tokens that stand for no piece of text.
         frame: The tokens that open and close a text, where the tokenizer adds them.

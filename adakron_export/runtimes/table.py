@@ -25,7 +25,7 @@ class Runtime:
     """A row.
 
     Attributes:
-        device: As ``--device`` takes it.
+        device: Name that ``--device`` takes.
         title: What it is, for `doctor` and the docs.
         opener: Module and function, ``module:function``; see `open`.
         package: What must be importable.
@@ -55,8 +55,8 @@ class Runtime:
             record_launches: Whether launches are recorded once per batch of `prepare` and replayed; only for timing.
 
         Raises:
-            RunnerError: It is not available here, or refuses the artifact.
-            MissingPackageError: It is not installed.
+            RunnerError: The runtime is not available here, or refuses the artifact.
+            MissingPackageError: The runtime is not installed.
         """
         module, _, name = self.opener.partition(":")
         opener = getattr(importlib.import_module(module), name)

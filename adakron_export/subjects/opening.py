@@ -140,7 +140,7 @@ class OpenedCheckpoint(Opened):
     Attributes:
         checkpoint: Where it is; ``None`` for a model that was handed over.
         eager: The unfolded model.
-        peft_model: The same as PEFT has it, which can be folded.
+        peft_model: PEFT's form of the same model, which can be folded.
     """
 
     runner: EagerRunner

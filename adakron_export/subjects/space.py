@@ -83,7 +83,7 @@ def read_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
     """The ``config.json`` of an artifact or an engine.
 
     Raises:
-        ArtifactError: It cannot be read.
+        ArtifactError: The configuration cannot be read.
     """
     path = exported.folder / "config.json"
     try:
@@ -98,7 +98,7 @@ def full_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
     """The same with what transformers takes where nothing is written, if it is installed.
 
     Raises:
-        ArtifactError: It cannot be read.
+        ArtifactError: The configuration cannot be read.
     """
     written = read_config(exported)
     if importlib.util.find_spec("transformers") is None:

@@ -67,7 +67,7 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
             device: ``cpu``, ``openvino`` or ``cuda``; tensors go in and out on the CPU either way.
 
         Raises:
-            ArtifactError: It is damaged.
+            ArtifactError: The artifact is damaged.
             RunnerError: The device is not available.
         """
         artifact = open_artifact(folder)

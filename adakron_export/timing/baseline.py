@@ -33,12 +33,12 @@ class Regression:
     """A side at a shape, now and then.
 
     Attributes:
-        side: Its label.
-        shape: As text.
+        side: Label of the side.
+        shape: The shape as a text.
         slowdown: Its ratio to the reference now, over what that was; 1.1 is 10 % slower.
         limit: What the estimate may be.
         seen: The slowdown that `power` is for: twice as far off as the limit.
-        power: In which share of runs like this one such a slowdown would be found.
+        power: Share of runs like this one that would find such a slowdown.
     """
 
     side: str
@@ -106,9 +106,9 @@ def regressions(now: Ratios, then: Ratios, *, max_regression: float) -> list[Reg
     """Hold every side and shape against the baseline.
 
     Args:
-        now: Of this run.
-        then: Of the baseline, which has them all.
-        max_regression: Such as 0.05.
+        now: Ratios of this run.
+        then: Ratios of the baseline, which has them all.
+        max_regression: Largest slowdown, such as 0.05.
     """
     rows = []
     for (side, shape), ratios in now.items():
@@ -148,12 +148,12 @@ def read_baseline(path: Path, *, machine: Mapping[str, Any], other_machine: bool
     """Read a baseline for this machine.
 
     Args:
-        path: As of `save_baseline`.
+        path: A file that `save_baseline` wrote.
         machine: What this run is measured on.
         other_machine: Take one of another machine too.
 
     Raises:
-        RunnerError: It cannot be read, or was measured elsewhere.
+        RunnerError: The baseline cannot be read, or was measured elsewhere.
     """
     try:
         content = read_object(path)
@@ -190,7 +190,7 @@ def check_covered(now: Sequence[_Key], then: Ratios, path: Path) -> None:
     """Raise unless the baseline has every side and shape.
 
     Raises:
-        RunnerError: It lacks one.
+        RunnerError: The baseline lacks one.
     """
     missing = [f"{side} at {shape}" for side, shape in now if (side, shape) not in then]
     if missing:

@@ -84,11 +84,11 @@ def measure(
     """Time all sides at one shape, in rounds: each side in turn, the first one another each time.
 
     Args:
-        sides: By their labels.
+        sides: The sides, by their labels.
         shape: Texts and tokens.
         budget_s: When to stop, in seconds, warming up included; there are at least `FEWEST_ROUNDS` rounds.
         reference: The side that the others are compared with.
-        seed: Of the batch.
+        seed: Seed of the batch.
     """
     end = time.perf_counter() + budget_s
     longest_s = min(LONGEST_WARM_UP_S, _WARM_UP_SHARE * budget_s / len(sides))
@@ -146,8 +146,8 @@ def speedup(reference: Sequence[float], candidate: Sequence[float], *, seed: int
 
     Args:
         reference: A latency per round.
-        candidate: Of the same rounds.
-        seed: Of the resampling.
+        candidate: Medians of the same rounds.
+        seed: Seed of the resampling.
     """
     logs = np.log(np.asarray(reference)) - np.log(np.asarray(candidate))
     return interval_of(np.median(logs), resampled_medians(logs, seed=seed))

@@ -70,7 +70,7 @@ class LoadLatency:
         p50_ms: Median; the others likewise.
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
-        requests_per_second: As answered.
+        requests_per_second: Requests that were answered, per second.
     """
 
     side: str
@@ -105,11 +105,11 @@ def measure_load(
     """Put all sides under the same load, in turns; requests arrive at the same times for each.
 
     Args:
-        sides: By their labels.
+        sides: The sides, by their labels.
         shape: Texts and tokens of one request.
         scenario: The load.
         budget_s: For all sides together, in seconds, warming up included.
-        seed: Of the batch and of the arrivals.
+        seed: Seed of the batch and of the arrivals.
     """
     end, labels = time.perf_counter() + budget_s, list(sides)
     longest_s = min(LONGEST_WARM_UP_S, _WARM_UP_SHARE * budget_s / len(sides))
@@ -185,7 +185,7 @@ def arrivals(rate: float, seconds: float, *, seed: int, start: float = 0.0) -> l
     Args:
         rate: Requests a second.
         seconds: How long they come.
-        seed: Of the process.
+        seed: Seed of the process.
         start: The moment, in seconds from the beginning of the process.
     """
     rng = np.random.default_rng(seed)

@@ -52,7 +52,7 @@ class RunnerProcess:
         command: What serves it, through `serve`; this module by default.
 
     Raises:
-        RunnerError: It cannot be opened; the message is the one of `open_subject`.
+        RunnerError: The subject cannot be opened; the message is the one of `open_subject`.
     """
 
     def __init__(self, subject: Subject, command: Sequence[str] = ("-m", "adakron_export.timing.process")) -> None:

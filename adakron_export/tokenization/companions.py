@@ -73,7 +73,7 @@ def sentence_modules(folder: Path) -> list[dict[str, Any]]:
     """The rows of sentence-transformers' ``modules.json``; empty where there is none.
 
     Raises:
-        ValueError: It cannot be read, or names a place outside of its folder.
+        ValueError: The file cannot be read, or names a place outside of its folder.
     """
     file = folder / "modules.json"
     if not file.is_file():

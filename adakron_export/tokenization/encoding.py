@@ -27,11 +27,11 @@ class Encoded:
     """One text, or a window on a pair of them, as tokens.
 
     Attributes:
-        ids: Of the tokens.
+        ids: Ids of the tokens.
         type_ids: 0 or 1 by token: which text it is of.
         offsets: First character and the one after the last, in the text that the token is of.
         words: The word of each token; ``None`` where it is of none.
-        parts: Which text each token is of; ``None`` for special tokens.
+        parts: Number of the text that each token is of; ``None`` for special tokens.
         source: The text that it is of, among those that were encoded.
     """
 
@@ -47,7 +47,7 @@ class TextEncoder:
     """The tokenizer in a folder.
 
     Args:
-        folder: With its files.
+        folder: The folder with its files.
         max_length: What the model takes, in tokens; the tokenizer's own limit counts too.
         plain: Whether ``tokenizer.json`` is enough, as `is_plain` found; else transformers reads the folder.
 
@@ -164,7 +164,7 @@ def is_plain(folder: Path, *, decodes: bool = True) -> bool:
     """Whether ``tokenizer.json`` alone gives what transformers' tokenizer of the folder gives.
 
     Args:
-        folder: With the tokenizer.
+        folder: The folder with the tokenizer.
         decodes: Whether ids are made texts again, too.
 
     Raises:

@@ -17,7 +17,7 @@ def drop_tokens(batch: dict[str, Tensor], share: float, *, kept_ids: Tensor) -> 
 
     Args:
         batch: ``[batch, tokens]`` each, padded on the right; nothing else in it may be per token.
-        share: Of the tokens, from 0 to 1.
+        share: Share of the tokens, from 0 to 1.
         kept_ids: Tokens that stay, such as those that open and close a text, ``[n]``.
     """
     ids, mask = batch["input_ids"], batch["attention_mask"].bool()

@@ -22,7 +22,7 @@ class WeightAverage(TrainerCallback):  # type: ignore[misc,unused-ignore]
     mean of the first steps, until they are many.
 
     Args:
-        model: Whose trained parameters are averaged.
+        model: The model with the trained parameters.
         decay: Below 1; about the last ``1 / (1 - decay)`` steps count.
     """
 

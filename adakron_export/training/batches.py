@@ -23,9 +23,9 @@ class LengthGroupedSampler(Sampler[int]):
     them waits for a longer one. (The samplers of transformers and accelerate do neither.)
 
     Args:
-        lengths: Of each text, in tokens.
+        lengths: Length of each text, in tokens.
         step_size: Texts in one optimiser step, over all processes.
-        seed: Of the order.
+        seed: Seed of the order.
         grouped: Sort by length; else the order is random alone.
     """
 

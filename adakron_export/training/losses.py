@@ -38,9 +38,9 @@ def summed_loss(
 
     Args:
         outputs: What the model answered: ``logits``, or ``start_logits`` and ``end_logits``.
-        batch: With its labels.
+        batch: A batch with its labels.
         task: What the model is for.
-        problem_type: Of text classification.
+        problem_type: Kind of text classification.
         smoothing: Label smoothing of single labels.
     """
     if task is Task.QUESTION_ANSWERING:

@@ -73,7 +73,7 @@ def find_backbone(recipe: Recipe) -> BackboneSource:
     """The backbone's folder, downloaded where it is named by a hub id.
 
     Raises:
-        BackboneError: It is not there, or the hub cannot be reached.
+        BackboneError: The backbone is not there, or the hub cannot be reached.
     """
     path = Path(recipe.backbone)
     if path.is_dir():
@@ -122,7 +122,7 @@ def load_trainable(source: BackboneSource, recipe: Recipe, task: Task, labels: L
     """The backbone with fresh adapters and a fresh head; all else is frozen.
 
     Raises:
-        BackboneError: It cannot be loaded, or adapters cannot sit in it.
+        BackboneError: The backbone cannot be loaded, or adapters cannot sit in it.
     """
     with told_as(BackboneError, f"backbone {source.name!r} cannot be loaded"):
         config = read_config(source.folder, source.folder)
@@ -146,11 +146,11 @@ def add_adapters(
     """Put adapters into a model.
 
     Args:
-        model: With its head.
+        model: The model with its head.
         recipe: Size and kind of the adapters.
         task: What it is for; PEFT trains the head of a classifier whole.
         new: Parameters that the backbone's files do not have, and which are trained whole.
-        revision: Of the backbone.
+        revision: Branch, tag or commit of the backbone.
     """
     prefix = f"{model.base_model_prefix}."
     fresh = sorted({name.removeprefix(prefix).partition(".")[0] for name in new})

@@ -173,7 +173,7 @@ def read_settings(file: str | Path) -> dict[str, Any]:
     """The settings of a YAML file, or of one of the recipes that come with the package, such as ``bert-base-glue``.
 
     Raises:
-        TrainingError: It is not there or not YAML.
+        TrainingError: The recipe is not there, or is no YAML.
     """
     import yaml
 
@@ -197,8 +197,8 @@ def _read_yaml(text: bytes) -> Any:
     """YAML without aliases, with which a few lines stand for more than memory holds.
 
     Raises:
-        ValueError: It is no UTF-8, or has an alias.
-        yaml.YAMLError: It is no YAML.
+        ValueError: The text is no UTF-8, or has an alias.
+        yaml.YAMLError: The text is no YAML.
     """
     import yaml
 

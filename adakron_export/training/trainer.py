@@ -101,10 +101,10 @@ class AdaKronTrainer(Trainer):  # type: ignore[misc,unused-ignore]
     """Trains adapters and head.
 
     Args:
-        model: As `load_trainable` made it.
+        model: The model that `load_trainable` made.
         recipe: The settings.
         task: What the model is for.
-        problem_type: Of text classification.
+        problem_type: Kind of text classification.
         pad_token_id: What fills short texts.
         special_ids: Tokens that stand for no piece of text.
         options: What else `transformers.Trainer` takes: arguments, data, callbacks.

@@ -49,7 +49,7 @@ class AccuracyReport:
         examples: How many texts.
         metrics: The first decides.
         flips: All texts on which the sides differ.
-        max_drop: By how much the first metric may be worse.
+        max_drop: Largest drop of the first metric, as a share.
         lower_is_better: Whether the first metric is an error.
     """
 

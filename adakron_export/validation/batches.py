@@ -16,7 +16,7 @@ _TYPICAL_TOKENS, _SPREAD = 24, 0.6  # lengths of real texts are about log-normal
 
 
 def make_batches(space: InputSpace, *, seed: int = 0) -> list[NamedBatch]:
-    """Texts of realistic lengths, and every corner that has broken an export: see docs/validation.md.
+    """Texts of realistic lengths, and every corner that has broken an export: see docs/reference/limits.md.
 
     Args:
         space: What the model accepts.
@@ -73,7 +73,7 @@ def batch_of(space: InputSpace, texts: int, tokens: int, *, seed: int = 0) -> Na
     Args:
         space: What the model accepts.
         texts: How many.
-        tokens: In each; not read for images.
+        tokens: Length of each text; not read for images.
         seed: Same seed, same batch.
 
     Raises:
@@ -94,7 +94,7 @@ def pad_batch(space: InputSpace, name: str, rows: Sequence[dict[str, Sequence[in
 
     Args:
         space: What the model accepts.
-        name: Of the batch.
+        name: Name of the batch.
         rows: ``input_ids``, and ``token_type_ids`` where the tokenizer makes them.
     """
     tokens = max(len(row["input_ids"]) for row in rows)

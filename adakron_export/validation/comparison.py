@@ -114,10 +114,10 @@ def compare_opened(
     Args:
         reference: What is right.
         candidate: What is held against it.
-        batches: As of `make_batches`.
+        batches: What `make_batches` made.
         tolerance: What is allowed.
         space: What the batches are made of.
-        seed: Of the batches.
+        seed: Seed of the batches.
     """
     try:
         rows = compare(reference.runner, candidate.runner, batches, tolerance=tolerance)

@@ -40,7 +40,7 @@ def find_divergence(
         reference: What is right.
         candidate: An artifact; into a checkpoint on this side nothing looks.
         batch: Where they differ.
-        tolerance: Of an output.
+        tolerance: What is allowed of an output.
 
     Returns:
         ``None`` where a side shows no intermediate values.

@@ -109,8 +109,8 @@ def layer_errors(
     Args:
         reference: Output of each module.
         candidate: What each module hands on.
-        fresh: The same of a graph that was made anew, if there is one; what it is off is rounding.
-        tolerance: Of an output; a layer may be off by no more.
+        fresh: What each module of a fresh export hands on, if there is one; what it is off is rounding.
+        tolerance: What is allowed of an output; a layer may be off by no more.
         mask: ``[batch, tokens]``; padding is not compared.
     """
     rows = []
@@ -144,9 +144,9 @@ def first_divergence(
 
     Args:
         batch: The batch's name.
-        layers: As of `layer_errors`.
-        nodes: Of the candidate.
-        fresh: Of a graph that is right: made anew from the checkpoint in the same way, or the other artifact's.
+        layers: What `layer_errors` returned.
+        nodes: Nodes of the candidate.
+        fresh: Nodes of a graph that is right: made anew from the checkpoint in the same way, or the other artifact's.
         part_of: What a module is: ``adapter``, ``backbone`` or ``head``.
     """
     wrong = next((row for row in layers if row.diverges), None)

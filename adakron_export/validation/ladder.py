@@ -28,7 +28,7 @@ def rungs_of(spec: GraphSpec, max_drop: float | None, *, has_text: bool) -> list
 
     Args:
         spec: The first one; complete.
-        max_drop: As of `Limits`.
+        max_drop: `Limits.max_drop`.
         has_text: Whether there is text to measure it on.
 
     Raises:
@@ -57,7 +57,7 @@ def first_that_holds(
     """The artifact of the first rung that is good enough, or of the last one; without a judge of the first.
 
     Args:
-        rungs: From the fastest to the most accurate.
+        rungs: The specs, from the fastest to the most accurate.
         make: Makes the artifact of a rung in the place of the one before.
         judge: Says what is good enough.
     """
@@ -78,7 +78,7 @@ class Judge:
     Args:
         eager: The model, which eager PyTorch runs once.
         text: Labelled.
-        max_drop: By how much the first metric may be worse, such as 0.005 of an accuracy from 0 to 1.
+        max_drop: Largest drop of the first metric, such as 0.005 of an accuracy from 0 to 1.
         device: Where artifacts run.
 
     Raises:

@@ -33,7 +33,7 @@ class Check:
 
     Attributes:
         metric: Its name.
-        value: As measured; NaN and Inf never pass.
+        value: What was measured; NaN and Inf never pass.
         limit: At most this for an error, at least this for an agreement.
     """
 
@@ -53,7 +53,7 @@ class OutputParity:
 
     Attributes:
         batch: The batch's name.
-        shape: Of ``input_ids`` or ``pixel_values``.
+        shape: Shape of ``input_ids`` or ``pixel_values``.
         output: The output's name.
         non_finite: NaN and Inf in the candidate where the reference has none.
         checks: One per metric that says something of this output: of the softmax only for logits, of directions
@@ -109,15 +109,15 @@ class ParityReport:
         reference: The reference's name.
         candidate: The candidate's name.
         tolerance: What was allowed.
-        seed: Of the batches.
+        seed: Seed of the batches.
         rows: One per output and batch.
-        overflow: In fp16, the first module with a value that is not finite, and on which batch.
+        overflow: The first module of a half-precision model with a value that is not finite, and on which batch.
         notes: What a reader should know.
         accuracy: What labelled text showed, where there was some.
         divergence: Where the two part, if they do and it was looked for.
         layers: The layers of a comparison that held, where that was asked for.
         repeat: The command that repeats the smallest batch that failed.
-        mismatches: In what the candidate is another model: inputs, lengths, labels, tokens or settings. Whatever the
+        mismatches: What makes the candidate another model: inputs, lengths, labels, tokens or settings. Whatever the
             outputs say, the two are then not comparable.
         weights: What was found of the reference's parameters in the candidate's graph, where both show theirs.
     """
@@ -185,7 +185,7 @@ def compare(
     Args:
         reference: What is right.
         candidate: What is held against it.
-        batches: As of `make_batches`.
+        batches: What `make_batches` made.
         tolerance: What is allowed.
     """
     rows = []

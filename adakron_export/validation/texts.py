@@ -73,7 +73,7 @@ class EvaluationData:
     """Text, tokenised and batched by length.
 
     Attributes:
-        source: As it was named.
+        source: The name that the user gave.
         batches: Named ``data-0``, ``data-1`` and so on, of texts of about the same length.
         order: The feature in each place of the batches, in their order.
         rows: The rows it was read from.
@@ -167,10 +167,10 @@ def read_evaluation(text: Text, model: TextModel, *, limit: int | None = None, s
         text: Where it is, and how it is read; of several splits the one to evaluate on is taken.
         model: What reads it.
         limit: Draw so many rows.
-        seed: Of the draw.
+        seed: Seed of the draw.
 
     Raises:
-        DataError: It cannot be read, or has labels that the model does not know.
+        DataError: The text cannot be read, or has labels that the model does not know.
         MissingPackageError: The packages that read data are not installed.
     """
     check_installed("datasets", "sklearn", "scipy", extra="train")
@@ -246,7 +246,7 @@ def compare_on_data(
         candidate: What is held against it.
         texts: The text as each side reads it.
         tolerance: What is allowed of an output.
-        max_drop: By how much the first metric may be worse.
+        max_drop: Largest drop of the first metric, as a share.
     """
     data, own = texts.reference, texts.candidate
     names = reference.output_names

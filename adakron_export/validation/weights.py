@@ -143,7 +143,7 @@ def compare_weights(model: ir.Model, parameters: Mapping[str, Array]) -> Weights
 
     Args:
         model: The graph, its functions inlined or not.
-        parameters: By name, float32, of any shape; a tied one once.
+        parameters: The parameters by name, float32, of any shape; a tied one once.
     """
     wanted = {name: array for name, array in parameters.items() if array.size > 1}
     match = _Match([each for each in _all_stored(model) if each.values.size > 1])

@@ -62,7 +62,7 @@ class BenchReport:
         sides: What ran.
         latencies: One per side and shape.
         machine: What it was measured on.
-        versions: Of the packages.
+        versions: Versions of the packages.
         loads: One per side, shape and load.
         regressions: One per side and shape, where there was a baseline.
         strict: Whether what cannot be told counts as failed.

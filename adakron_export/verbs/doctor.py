@@ -24,7 +24,7 @@ class Ability:
     """Something that one may want to do here.
 
     Attributes:
-        what: In words.
+        what: Description.
         works: Whether it will.
         remedy: What to do where it will not.
     """
@@ -40,8 +40,8 @@ class Examination:
 
     Attributes:
         machine: Processor, cores, GPU and driver.
-        versions: Of the packages, builders included.
-        providers: Of ONNX Runtime.
+        versions: Versions of the packages, builders included.
+        providers: Execution providers of ONNX Runtime.
         abilities: What works and what does not.
     """
 

@@ -40,9 +40,9 @@ class CheckpointInfo:
         backbone: Its name or folder.
         settings: r, k, order, activation, experts.
         adapters: One per layer.
-        adapter_parameters: In all adapters.
+        adapter_parameters: Parameters of all adapters.
         head_parameters: Trained with them, in the modules that are saved whole: the head, and norms if they were.
-        total_parameters: Of the whole model.
+        total_parameters: Parameters of the whole model.
         file_bytes: Size of the file with the tensors.
     """
 
@@ -81,7 +81,7 @@ class ArtifactInfo:
         integer_products: What becomes of them on CPUs without VNNI; empty where there are none.
         adapters: One per KronAdapter node.
         parameters: Numbers in the graph's weights.
-        file_bytes: Of every file.
+        file_bytes: Size of every file.
         parity: What validation said; ``None`` where it was left out.
     """
 
@@ -117,12 +117,12 @@ def inspect(path: str | Path, *, backbone: str | Path | None = None) -> Checkpoi
     """Look into a checkpoint, a reference file or an artifact.
 
     Args:
-        path: As for `export_onnx`, or an exported folder.
+        path: A checkpoint as for `export_onnx`, or an exported folder.
         backbone: A checkpoint's backbone, where it names none.
 
     Raises:
-        CheckpointError: It cannot be read.
-        ArtifactError: It is damaged.
+        CheckpointError: The checkpoint cannot be read.
+        ArtifactError: The artifact is damaged.
     """
     if is_artifact(Path(path)):
         return _inspect_artifact(open_artifact(path))

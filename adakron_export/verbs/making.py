@@ -47,7 +47,7 @@ class Source:
 
     Attributes:
         found: The checkpoint.
-        model: As PEFT has it.
+        model: The loaded model, as PEFT has it.
         eager: The unfolded model.
         data: Where the text is to calibrate and to measure on.
         text: How it is read.
@@ -63,7 +63,7 @@ class Source:
         """The model with its adapters folded, in what a graph is captured in.
 
         Raises:
-            ExportError: It has values that the dtype cannot hold.
+            ExportError: The model has values that the dtype cannot hold.
         """
         import torch
 
@@ -111,7 +111,7 @@ def load_source(subject: Subject, *, data: str | None, text: TextSettings | None
         force: Take adapters too that change nothing.
 
     Raises:
-        CheckpointError: It cannot be read or does not fit its backbone, or was not trained.
+        CheckpointError: The checkpoint cannot be read, does not fit its backbone, or was not trained.
         BackboneError: The backbone cannot be loaded.
         ExportError: The model cannot be exported.
     """
@@ -142,7 +142,7 @@ class Making:
 
     Args:
         source: The checkpoint.
-        files: Of the source, which are hashed while PyTorch traces.
+        files: The source's files, which are hashed while PyTorch traces.
         spec: The first graph; the others are captured in the same floating dtype.
     """
 

@@ -62,7 +62,7 @@ def predict(
         numbers; ``{generated_text}``.
 
     Raises:
-        ArtifactError: It is damaged, or has no tokenizer or image processor.
+        ArtifactError: The artifact is damaged, or has no tokenizer or image processor.
         DataError: An image cannot be read.
         RunnerError: There is no text, one is not of the kind that the task needs, or an option is not for the task.
     """

@@ -27,7 +27,7 @@ def push_to_hub(
         folder: A checkpoint that was trained or converted, or an artifact.
         repository: The hub id, such as ``somebody/reviews``; it is made where it is not there.
         private: Make it private.
-        token: Of the hub; what `hf auth login` stored by default.
+        token: Token of the hub; what `hf auth login` stored by default.
 
     Returns:
         The address of what was uploaded.

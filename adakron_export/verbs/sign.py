@@ -25,10 +25,10 @@ def sign(folder: str | Path, private_key: str | Path, *, password: str | None = 
     """Sign an artifact or an engine, which must be whole.
 
     Args:
-        folder: It; ``model.sig`` is written there, in the place of an older signature.
+        folder: The artifact or engine; ``model.sig`` is written there, in the place of an older signature.
         private_key: A PEM file with a key of an elliptic curve, such as ``openssl ecparam -name prime256v1 -genkey``
             makes.
-        password: Of the key, where it has one.
+        password: Password of the key, where it has one.
 
     Returns:
         The signature's file.
@@ -58,7 +58,7 @@ def verify(folder: str | Path, public_key: str | Path) -> None:
 
     Raises:
         ArtifactError: The artifact is damaged.
-        SignatureError: It has no signature, or the key cannot be read.
+        SignatureError: The folder has no signature, or the key cannot be read.
         BadSignatureError: The signature is by another key, or of other files.
     """
     path = _opened(folder)

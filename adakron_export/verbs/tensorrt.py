@@ -62,7 +62,7 @@ def export_engine(
         flavor: ``auto``, ``tensorrt`` or ``rtx``.
         dtype: What it computes in, a name of `DTYPES`; an artifact has its own, and a checkpoint is exported in fp16.
         data: Text to calibrate a checkpoint's int8 or fp8 on.
-        shapes: Which shapes it takes; 1x1 to 32x512 by default, or to the model's longest input, tuned for 8x128.
+        shapes: The shapes that it takes; 1x1 to 32x512 by default, or to the model's longest input, tuned for 8x128.
         options: What else the builder is told.
         overwrite: Replace an engine that is there, in one step, at the end.
 
@@ -125,7 +125,7 @@ def _usable(subject: Subject, artifact: Artifact, dtype: str | None, data: str |
     """The artifact, if an engine can be built of it with these options.
 
     Raises:
-        EngineError: It cannot.
+        EngineError: An option does not fit the artifact.
     """
     path, own = subject.path, artifact.manifest.spec.dtype
     if dtype_named(own).quantised and artifact.manifest.calibrated_on is None:
@@ -153,7 +153,7 @@ class _Order:
 
     Attributes:
         artifact: What it is built of.
-        source: As it was named.
+        source: The name that the user gave.
         output: The engine's folder.
         profiles: The shapes that it takes.
         flavor: The builder.

@@ -31,7 +31,7 @@ class TrainingResult:
 
     Attributes:
         folder: The checkpoint, as PEFT and `export_onnx` read it.
-        metric: Which decided what is best.
+        metric: The metric that decided what is best.
         metrics: All metrics of the best evaluation.
         best_step: The step that was kept.
         steps: How many were made.

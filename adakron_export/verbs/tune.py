@@ -30,7 +30,7 @@ class TriedSetting:
     """One step away from the best so far.
 
     Attributes:
-        label: Such as ``threads 4``.
+        label: What was changed, such as ``threads 4``.
         speedup: Over the best so far, as a geometric mean over the shapes.
         taken: Whether it became the best.
     """
@@ -47,7 +47,7 @@ class TuneReport:
     Attributes:
         folder: The artifact.
         tuning: What its manifest has now; ``None`` where nothing beats the settings it was exported with.
-        tried: In their order.
+        tried: What was tried, in its order.
         confirmed: The last setting against those it was exported with, in new processes; ``None`` where it is those.
         machine: What it was measured on.
     """
@@ -80,7 +80,7 @@ def tune(
 
     Raises:
         ArtifactError: The artifact is damaged.
-        RunnerError: It does not run on the CPU, or there is no shape.
+        RunnerError: The artifact does not run on the CPU, or there is no shape.
     """
     opened = open_artifact(artifact)
     machine = describe_machine()

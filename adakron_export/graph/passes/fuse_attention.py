@@ -53,12 +53,12 @@ class _Match:
     """What computes one attention layer.
 
     Attributes:
-        softmax: Of its scores.
+        softmax: The softmax of the scores.
         sources: Queries, keys, values: each ``[batch, tokens, heads * width]`` or ``[batch, heads, tokens, width]``.
         heads: How many, in the first case; ``None`` in the second.
         biases: Added to the scores.
-        scale: Of the scores.
-        result: Of the same form as the sources.
+        scale: Factor on the scores.
+        result: The output, in the form of the sources.
     """
 
     softmax: ir.Node

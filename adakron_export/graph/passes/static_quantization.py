@@ -43,7 +43,8 @@ class Rounding:
 
     Attributes:
         largest: The magnitude that the largest number stands for, after smoothing.
-        smoothing: By channel, what the value is divided by before, and the rows of the weights are multiplied with,
+        smoothing: For each channel, what the value is divided by before, and the rows of the weights are multiplied
+            with,
             as in SmoothQuant (Xiao et al., 2023, equation 3); ``None`` for no change.
     """
 
@@ -63,7 +64,7 @@ class StaticQuantizationPass(ir.passes.InPlacePass):
     4. The same products as for `DynamicInt8Pass` stay as they are, adapters among them; so do embedding tables.
 
     Attributes:
-        roundings: By the name of each ``X``.
+        roundings: How each ``X`` is rounded, by its name.
         kind: What to round to.
         unsigned: Whether ``X`` becomes uint8 around 128 in place of int8; what comes out is the same.
     """
