@@ -14,7 +14,7 @@ FLOOR   := click==8.1.8 jinja2==3.1.6 msgspec==0.19.0 onnx==1.21.0 onnxruntime==
 	peft==0.21.0 safetensors==0.5.3 tokenizers==0.22.0 transformers==5.10.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow fuzz gpu gpu-all lint types floor interop bindings wheel clean
+.PHONY: help venv demo test slow fuzz gpu gpu-all lint types docs floor interop bindings wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,7 +25,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { echo "$(PYTHON) is not installed; name another one: make PYTHON=python3.12"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(RUNTIME),openvino,train,tensorrt-rtx,sign,dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$(RUNTIME),openvino,train,tensorrt-rtx,sign,docs,dev]"
 	@touch $@
 
 demo: venv ## Export, validate and run the embedded demo model
@@ -55,6 +55,10 @@ lint: venv ## Check style and import rules
 
 types: venv ## Check types
 	$(BIN)/mypy
+
+docs: venv ## Build the site of the documentation in out/site
+	$(BIN)/python docs/draw_house.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 floor: venv ## Test with the lowest versions that are allowed, beside the torch that is there
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target out/floor $(FLOOR_HUB) 2>/dev/null

@@ -16,10 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "adakron_export"
 PICTURE = Path(__file__).with_name("house.svg")
-WIDTH, FLOOR, BOX = 1000, 74, 46
+WIDTH, FLOOR, BOX = 1000, 62, 36
 STYLE = """
 text { font: 13px system-ui, sans-serif; fill: #1c2733 }
-.lines { font-size: 11px; fill: #5b6b7b }
 rect { fill: #e8eff6; stroke: #6b86a3 }
 path { fill: none; stroke: #8aa2bb; stroke-width: 1.2 }
 """
@@ -68,13 +67,6 @@ def needed(arrows: Counter[tuple[str, str]]) -> set[tuple[str, str]]:
     }
 
 
-def lines_of(room: str) -> int:
-    """Lines of code in a room, or in a file of the root."""
-    single = PACKAGE / f"{room}.py"
-    paths = [single] if single.is_file() else (PACKAGE / room).rglob("*.py")
-    return sum(len(path.read_text().splitlines()) for path in paths)
-
-
 def draw() -> str:
     """The picture."""
     places, boxes = {}, []
@@ -86,8 +78,7 @@ def draw() -> str:
             places[room] = (x, y)
             boxes.append(
                 f'<rect x="{x - width / 2:.0f}" y="{y}" width="{width}" height="{BOX}" rx="6"/>'
-                f'<text x="{x:.0f}" y="{y + 20}" text-anchor="middle">{room}</text>'
-                f'<text class="lines" x="{x:.0f}" y="{y + 37}" text-anchor="middle">{lines_of(room)} lines</text>'
+                f'<text x="{x:.0f}" y="{y + 23}" text-anchor="middle">{room}</text>'
             )
     arrows = []
     known = Counter({pair: count for pair, count in imports().items() if {*pair} <= places.keys() - {"errors"}})

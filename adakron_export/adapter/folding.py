@@ -44,11 +44,13 @@ class KronAdapter(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``[batch, tokens, intermediate]`` to ``[batch, tokens, hidden]``."""
-        return cast(
+        """``[batch, tokens, intermediate]`` to ``[batch, tokens, hidden]``; some models (OPT) have one axis of rows."""
+        projected = self.projection(hidden)
+        batched = projected if projected.dim() > 2 else projected.unsqueeze(0)  # the operator has three axes
+        adapted = cast(
             Tensor,
             kron_adapter(
-                self.projection(hidden),
+                batched,
                 self.a1_weight,
                 self.a1_bias,
                 self.a2_weight,
@@ -58,6 +60,7 @@ class KronAdapter(nn.Module):
                 self.activation.value,
             ),
         )
+        return adapted if projected.dim() > 2 else adapted.squeeze(0)
 
 
 def fold(model: PeftModel) -> nn.Module:

@@ -44,7 +44,9 @@ class DataSettings(TextSettings):
     """What is learned from, and what decides which weights are best."""
 
     data: str = option("", "File, folder, glue:NAME or hub id to train on.", group="data", metavar="DATA")
-    eval_data: str | None = option(None, "Data to choose the best epoch on, in the same forms.", group="data", metavar="DATA")
+    eval_data: str | None = option(
+        None, "Data to choose the best epoch on, in the same forms.", group="data", metavar="DATA"
+    )
     eval_share: float = option(0.1, "Share held out of DATA where there is no evaluation data.", group="data", below=1)
     task: str | None = option(
         None, "Task to train for.", shown="what the data looks like", group="model", choices=TRAINED_TASKS

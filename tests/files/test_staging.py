@@ -218,9 +218,10 @@ def test_readers_see_the_old_artifact_or_the_new_one(what, writers, demo_artifac
         [sys.executable, "-c", READ, folder, stop], stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     running = [subprocess.Popen([sys.executable, "-c", WRITE, what, folder, DEMO]) for _ in range(writers)]
-    assert [writer.wait() for writer in running] == [0] * writers
+    ended = [writer.wait() for writer in running]
     stop.touch()
     out, err = reader.communicate()
+    assert ended == [0] * writers
     assert reader.returncode == 0, err.decode()[-2000:]
     assert int(out) > 3
     assert open_artifact(folder)
