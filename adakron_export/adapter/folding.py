@@ -44,7 +44,7 @@ class KronAdapter(nn.Module):
         self.activation = activation
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """``[batch, tokens, intermediate]`` to ``[batch, tokens, hidden]``; some models (OPT) have one axis of rows."""
+        """``[batch, tokens, intermediate]`` to ``[batch, tokens, hidden]``; OPT has one axis of rows."""
         projected = self.projection(hidden)
         batched = projected if projected.dim() > 2 else projected.unsqueeze(0)  # the operator has three axes
         adapted = cast(

@@ -180,7 +180,7 @@ def manifest_of(content: Mapping[str, Any]) -> Manifest:
         ValueError: A value is missing, unknown, of another type or impossible.
     """
     spec = {name: content[name] for name in _SPEC if name in content}
-    if type(spec.get("opset")) is not int or spec.keys() < {"target", "dtype"}:
+    if type(spec.get("opset")) is not int or not {"target", "dtype"} <= spec.keys():
         raise ValueError("target, dtype or opset lacks")
     rest = {name: value for name, value in content.items() if name not in _SPEC}
     manifest = record_of({**rest, "spec": spec}, Manifest)

@@ -253,3 +253,10 @@ def test_operators_left_to_the_cpu_are_found(demo_artifact):
     elsewhere = misplaced(parts, "CUDAExecutionProvider")
     assert any("MatMul" in name for name in elsewhere)
     assert not any("Shape" in name or "Reshape" in name for name in elsewhere)
+
+
+def test_a_limit_on_the_drop_needs_labels(demo_artifact, tmp_path):
+    (tmp_path / "texts.jsonl").write_text('{"text": "The printer stopped."}\n')
+    with pytest.raises(DataError, match="has no labels that this model knows; max_drop needs them"):
+        validate(demo_artifact, against=DEMO, data=str(tmp_path / "texts.jsonl"), limits=Limits(max_drop=1))
+    assert validate(demo_artifact, against=DEMO, data=str(tmp_path / "texts.jsonl")).accuracy is None
