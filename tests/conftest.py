@@ -23,6 +23,8 @@ import torch
 from click.testing import CliRunner, Result
 from safetensors.torch import load_file
 
+from traced import traced_once  # noqa: F401
+
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "models" / "demo"
 REFERENCE = Path(__file__).parent / "reference"

@@ -133,6 +133,7 @@ def test_bench_under_load(cli, demo_artifact):
     table = cli("bench", demo_artifact, "--against", DEMO, *arguments).stdout
     assert max(map(len, table.splitlines()[1:])) <= 80
     assert "% lost" in table
+    assert "eager PyTorch fp32, opened in" in table
 
 
 @pytest.mark.parametrize(

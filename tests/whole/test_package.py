@@ -65,46 +65,93 @@ def test_constraints_pin_every_dependency():
     assert names - {"adakron-export"} <= pinned
 
 
-@pytest.mark.parametrize(
-    "document", sorted(path.relative_to(ROOT) for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
-)
+DOCUMENTS = sorted(path.relative_to(ROOT) for path in [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
 def test_links_between_documents_lead_somewhere(document):
-    for target in re.findall(r"\]\(([^)#:]+)\)", (ROOT / document).read_text()):
-        assert (ROOT / document).parent.joinpath(target).exists(), target
+    for target, _, place in re.findall(r"\]\(([^)#:]+)(#([\w-]+))?\)", (ROOT / document).read_text()):
+        path = (ROOT / document).parent.joinpath(target)
+        assert path.exists(), target
+        if place:
+            titles = re.findall(r"^#+ (.*)$", path.read_text(), re.MULTILINE)
+            assert place in [re.sub(r"[^\w -]", "", title).lower().replace(" ", "-") for title in titles], place
+
+
+def test_every_page_is_in_the_index_of_the_site():
+    listed = set(re.findall(r"- (?:Home: )?([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE))
+    assert listed == {str(path.relative_to(ROOT / "docs")) for path in ROOT.glob("docs/**/*.md")}
 
 
 def test_documented_commands_and_options_exist(cli):
     """Every option that a document shows with a command is one of that command."""
-    text = "\n".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
-    lines = re.findall(r"^adakron-export (\w+)(.*)$", text, re.MULTILINE)
-    assert len(lines) >= 4
+    text = "\n".join((ROOT / path).read_text() for path in DOCUMENTS)
+    lines = re.findall(r"^(?:\$ )?adakron-export (\w+)(.*)$", text, re.MULTILINE)
+    assert len(lines) >= 20
     for command, rest in lines:
         known = cli(command, "--help").stdout
         for option in re.findall(r"(?<=\s)(--?[a-z][\w-]*)", rest):
             assert option in known, f"{command} {option}"
 
 
-def test_the_readmes_commands_and_code_run_as_they_stand(cli, tmp_path, monkeypatch):
+def test_every_public_name_is_in_the_python_reference():
+    text = (ROOT / "docs/reference/python.md").read_text()
+    for name, home in adakron_export._HOMES.items():
+        assert f"::: adakron_export.{home}.{name}\n" in text or name == "AdaKronError", name
+
+
+def without_numbers(line):
+    """A line of output as far as it is the same on every machine."""
+    return " ".join(re.sub(r"\d[\d.,e+-]*x?", "#", line).split())
+
+
+def test_the_readmes_commands_print_what_it_shows(cli, tmp_path, monkeypatch):
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    monkeypatch.chdir(tmp_path)
+    readme = (ROOT / "README.md").read_text()
+    blocks = re.findall(r"```console\n\$ adakron-export ([^\n]*)\n(.*?)```", readme, re.DOTALL)
+    assert len(blocks) == 3
+    for command, shown in blocks:
+        printed = [without_numbers(line) for line in cli(*shlex.split(command)).stdout.splitlines()]
+        for line in shown.splitlines():
+            if line != "..." and " cores, " not in line:  # the machine's name
+                assert without_numbers(line) in printed, line
+
+
+def test_the_readmes_code_runs_as_it_stands(tmp_path, monkeypatch):
+    shutil.copytree(DEMO, tmp_path / "checkpoint")
+    monkeypatch.chdir(tmp_path)
+    namespace = {"backbone": backbone_of("bert")}
+    for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
+        exec(block, namespace)
+    assert namespace["classify"]("How do I share the calendar?")[0]["label"] in ("praise", "problem", "question")
+
+
+def test_the_commands_of_the_guides_run_one_after_the_other(cli, tmp_path, monkeypatch):
+    """A new user's first hour: train, export, look, validate, time, tune, predict, build."""
     backbone = shutil.copytree(DEMO / "backbone", tmp_path / "bert-base-uncased")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(DEMO / name, backbone)
     rows = (DEMO / "train.tsv").read_text().splitlines()[:101]
-    (tmp_path / "reviews.csv").write_text("\n".join('"' + row.replace("\t", '","') + '"' for row in rows))
+    (tmp_path / "train.csv").write_text("\n".join('"' + row.replace("\t", '","') + '"' for row in rows))
+    shutil.copy(tmp_path / "train.csv", tmp_path / "dev.csv")
     monkeypatch.chdir(tmp_path)
-    text = (ROOT / "README.md").read_text()
-    commands = [line for block in re.findall(r"```\n(.*?)```", text, re.DOTALL) for line in block.splitlines()
-                if line.startswith("adakron-export ")]  # fmt: skip
-    assert len(commands) == 9
-    for command in commands:
+    pages = {
+        "train": "adakron-export train --backbone bert-base-uncased --data train.csv --eval-data dev.csv -o OUT",
+        "export": "adakron-export onnx CHECKPOINT -o ARTIFACT",
+        "validate": "adakron-export validate ARTIFACT --against CHECKPOINT --data dev.tsv",
+        "latency": "adakron-export tune ARTIFACT --shapes 1x16,1x128,8x128 --budget 60s",
+        "tensorrt": "adakron-export check ARTIFACT --for tensorrt",
+    }
+    for page, command in pages.items():
+        assert command in (ROOT / f"docs/how-to/{page}.md").read_text()
         words = shlex.split(
-            command.replace("CHECKPOINT", "checkpoint").replace("ARTIFACT", "artifact").replace("ENGINE", "engine")
-        )
+            command.replace("OUT", "checkpoint").replace("CHECKPOINT", "checkpoint").replace("ARTIFACT", "artifact")
+            .replace("dev.tsv", "dev.csv").replace("1x16,1x128,8x128 --budget 60s", "1x16 --budget 1s")
+            .replace("--for tensorrt", "--for rtx")
+        )  # fmt: skip
         assert cli(*words[1:]).stdout
-    shutil.rmtree("artifact")  # the same from Python
-    namespace = {"backbone": backbone_of("bert")}
-    for block in re.findall(r"```python\n(.*?)```", text, re.DOTALL):
-        exec(block, namespace)
-    assert namespace["classify"]("How do I share the calendar?")[0]["label"] in ("praise", "problem", "question")
+    assert cli("tensorrt", "artifact", "-o", "engine", "--flavor", "rtx").stdout
 
 
 def test_artifacts_run_without_torch(demo_artifact):
