@@ -48,14 +48,6 @@ def adapter_layers(model: nn.Module) -> dict[str, AdaKronLayer]:
     return {name: module for name, module in model.named_modules() if isinstance(module, AdaKronLayer)}
 
 
-def load_task_model(
-    checkpoint: str | Path | Checkpoint, *, backbone: str | Path | None = None, task: str | Task | None = None
-) -> TaskModel:
-    """Load a checkpoint behind its signature; arguments and errors as for `load_model`."""
-    found = checkpoint if isinstance(checkpoint, Checkpoint) else find_checkpoint(checkpoint, backbone)
-    return task_model_of(found, load_model(found, task=task))
-
-
 def task_model_of(found: Checkpoint, model: PeftModel) -> TaskModel:
     """A loaded model behind its signature."""
     pooling = read_pooling(found.backbone_folder)

@@ -90,12 +90,6 @@ def _kind_of(hint: Any) -> tuple[type, bool]:
     return (given[0] if given else hint), False
 
 
-def make_record(record: type[R], values: Mapping[str, Any]) -> R:
-    """A record of the values that were given, which are taken out of what else there is; ``None`` was not given."""
-    names = {each.name for each in options_of(record)}
-    return record(**{name: value for name, value in values.items() if name in names and value is not None})
-
-
 def check_record(record: Any, error: type[AdaKronError]) -> None:
     """Raise where a value of a record makes no sense.
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from adakron_export.artifacts.artifact import Artifact
@@ -105,28 +105,37 @@ def compare_weights_of(reference: Opened, graph: ir.Model | None) -> WeightsRepo
     return compare_weights(graph, parameters_of(folded))
 
 
-def compare_opened(
-    reference: Opened, candidate: Opened, batches: Sequence[NamedBatch], *, tolerance: Tolerance, space: InputSpace,
-    seed: int,
-) -> ParityReport:  # fmt: skip
-    """Run both sides on batches.
+@dataclass(frozen=True, slots=True)
+class Sides:
+    """A reference and a candidate that can be compared.
 
-    Args:
+    Attributes:
         reference: What is right.
         candidate: What is held against it.
-        batches: What `make_batches` made.
+        space: What batches are made of.
         tolerance: What is allowed.
-        space: What the batches are made of.
-        seed: Seed of the batches.
     """
-    try:
-        rows = compare(reference.runner, candidate.runner, batches, tolerance=tolerance)
-    except ValueError as error:
-        wrong = (f"outputs: {error}",)
-        return not_comparable(reference, candidate, tolerance=tolerance, seed=seed, mismatches=wrong)
-    notes = [*_notes(candidate, space), *_provenance(reference, candidate), *_without_vnni(candidate, batches)]
-    names = reference.runner.name, candidate.runner.name
-    return ParityReport(*names, tolerance, seed, tuple(rows), notes=tuple(notes))
+
+    reference: Opened
+    candidate: Opened
+    space: InputSpace
+    tolerance: Tolerance
+
+    def compare(self, batches: Sequence[NamedBatch], *, seed: int) -> ParityReport:
+        """Run both sides on batches, which were made with a seed."""
+        reference, candidate = self.reference, self.candidate
+        try:
+            rows = compare(reference.runner, candidate.runner, batches, tolerance=self.tolerance)
+        except ValueError as error:
+            wrong = (f"outputs: {error}",)
+            return not_comparable(reference, candidate, tolerance=self.tolerance, seed=seed, mismatches=wrong)
+        notes = [
+            *_notes(candidate, self.space),
+            *_provenance(reference, candidate),
+            *_without_vnni(candidate, batches),
+        ]
+        names = reference.runner.name, candidate.runner.name
+        return ParityReport(*names, self.tolerance, seed, tuple(rows), notes=tuple(notes))
 
 
 def prove(
@@ -147,7 +156,7 @@ def prove(
     reference = open_model(eager, Subject(str(artifact.folder)))
     candidate = OpenedArtifact(subject, open_artifact_on(artifact, device, purpose=Purpose.COMPARE), artifact)
     space = replace(reference.space, vocabulary=artifact.calibration_tokens())
-    report = compare_opened(reference, candidate, make_batches(space), tolerance=tolerance, space=space, seed=0)
+    report = Sides(reference, candidate, space, tolerance).compare(make_batches(space), seed=0)
     graph = graph_of(candidate)
     assert graph is not None
     _log.info("compare the weights")

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 
 from adakron_export.errors import CheckpointError, DataError, ExportError
 from adakron_export.files.places import check_there
-from adakron_export.graph.tolerance import Tolerance
 from adakron_export.options.fields import words_of
 from adakron_export.runtimes.space import InputSpace, NamedBatch
 from adakron_export.subjects.opening import (
@@ -26,8 +25,8 @@ from adakron_export.subjects.opening import (
 from adakron_export.subjects.subject import Subject, as_subject
 from adakron_export.validation.batches import make_batches
 from adakron_export.validation.comparison import (
+    Sides,
     common_space,
-    compare_opened,
     compare_weights_of,
     dtype_of,
     graph_of,
@@ -86,19 +85,20 @@ def validate(
     mismatches = mismatches_of(reference, candidate, graph)
     if not same_signature(reference, candidate):
         return not_comparable(reference, candidate, tolerance=tolerance, seed=seed, mismatches=mismatches)
-    sides = _Sides(reference, _as_it_is(candidate, graph), common_space(reference, candidate, graph), tolerance)
+    sides = Sides(reference, _as_it_is(candidate, graph), common_space(reference, candidate, graph), tolerance)
     texts = _read_text(asked, reference, sides.space) if data is not None else None
     made = _chosen([*make_batches(sides.space, seed=seed), *(texts.batches if texts else ())], asked.batches.batch)
     one = asked.batches.batch is not None
-    report = sides.compare(made if one else [each for each in made if not each.name.startswith("data-")], seed)
+    generated = [each for each in made if not each.name.startswith("data-")]
+    report = sides.compare(made if one else generated, seed=seed)
     weights = compare_weights_of(reference, graph)
     report = replace(report, mismatches=(*mismatches, *report.mismatches), weights=weights)
     if texts is not None and not one:
         own = _read_text(asked, candidate, candidate.space) if mismatches and asked.candidate.is_exported else texts
-        report = sides.with_text(report, texts, own, asked.limits)
+        report = _with_text(report, sides, texts, own, asked.limits)
     smallest = _smallest_wrong(report, made)
     if smallest is None:
-        return sides.with_layers(report, made[-1]) if layers and report.rows else report
+        return _with_layers(report, sides, made[-1]) if layers and report.rows else report
     _log.info("look for the first layer that diverges")
     found = find_divergence(reference, sides.candidate, smallest, tolerance=tolerance)
     return replace(report, divergence=found, repeat=asked.command(smallest))
@@ -121,7 +121,7 @@ class _Asked:
         words += words_of(self.candidate, "device", "backbone", "allow_engine_code")
         words += words_of(self.reference, "backbone")
         words += words_of(self.reference, "device", "precision", prefix="against-")
-        words += words_of(self.limits)
+        words += words_of(replace(self.limits, max_drop=None))
         of_text = batch.name.startswith("data-")
         words += ["--data", str(self.data)] if of_text else []
         words += words_of(self.text) if of_text and self.text is not None else []
@@ -144,6 +144,8 @@ def _asked(
     for name, value in useless.items():
         if data is None and value is not None:
             raise ExportError(f"{name} is about the text to run both sides on; pass --data (data=...) too")
+    if batches.batch is not None and limits.max_drop is not None:
+        raise ExportError("max_drop is about all of the text, and batch names one; leave out one of them")
     for side in (candidate, reference):
         check_there(side.path, CheckpointError)
     if not reference.is_exported and reference.task is None and candidate.is_exported:
@@ -151,38 +153,23 @@ def _asked(
     return _Asked(candidate, reference, data, text, limits, batches)
 
 
-@dataclass(frozen=True, slots=True)
-class _Sides:
-    """A reference and a candidate that can be compared."""
+def _with_text(
+    report: ParityReport, sides: Sides, texts: EvaluationData, own: EvaluationData, limits: Limits
+) -> ParityReport:
+    """With what text shows; the candidate reads it by its own tokenizer and labels."""
+    from adakron_export.validation.texts import TextPair, compare_on_data
 
-    reference: Opened
-    candidate: Opened
-    space: InputSpace
-    tolerance: Tolerance
+    if limits.max_drop is not None and (texts.data is None or own.data is None):
+        raise DataError(f"{texts.source} has no labels that this model knows; max_drop needs them")
+    runners, pair = (sides.reference.runner, sides.candidate.runner), TextPair(texts, own)
+    rows, accuracy = compare_on_data(*runners, pair, tolerance=sides.tolerance, max_drop=limits.drop)
+    return replace(report, rows=(*report.rows, *rows), accuracy=accuracy)
 
-    def compare(self, batches: Sequence[NamedBatch], seed: int) -> ParityReport:
-        return compare_opened(
-            self.reference, self.candidate, batches, tolerance=self.tolerance, space=self.space, seed=seed
-        )
 
-    def with_text(
-        self, report: ParityReport, texts: EvaluationData, own: EvaluationData, limits: Limits
-    ) -> ParityReport:
-        """With what text shows; the candidate reads it by its own tokenizer and labels."""
-        from adakron_export.validation.texts import TextPair, compare_on_data
-
-        if limits.max_drop is not None and (texts.data is None or own.data is None):
-            raise DataError(f"{texts.source} has no labels that this model knows; max_drop needs them")
-        rows, accuracy = compare_on_data(
-            self.reference.runner, self.candidate.runner, TextPair(texts, own), tolerance=self.tolerance,
-            max_drop=limits.drop,
-        )  # fmt: skip
-        return replace(report, rows=(*report.rows, *rows), accuracy=accuracy)
-
-    def with_layers(self, report: ParityReport, batch: NamedBatch) -> ParityReport:
-        _log.info("compare the layers")
-        layers = compare_layers(self.reference, self.candidate, batch, tolerance=self.tolerance)
-        return replace(report, layers=layers)
+def _with_layers(report: ParityReport, sides: Sides, batch: NamedBatch) -> ParityReport:
+    _log.info("compare the layers")
+    layers = compare_layers(sides.reference, sides.candidate, batch, tolerance=sides.tolerance)
+    return replace(report, layers=layers)
 
 
 def _as_it_is(candidate: Opened, graph: ir.Model | None) -> Opened:
