@@ -98,7 +98,7 @@ def export(source: Path, folder: Path, dtype: str) -> Path:
         folder,
         target="tensorrt",
         dtype=dtype,
-        data=data and str(data),
+        data=data,
         settings=ExportSettings(validate=False),
     )
     return folder

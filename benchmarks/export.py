@@ -173,11 +173,11 @@ def measure(name: str, step: str, folder: Path) -> dict[str, Any]:
     """One step in this process."""
     if step == "engine":
         return measure_engine(folder / "artifact")
-    saved = json.loads((folder / "checkpoint.json").read_text()) if (folder / "checkpoint.json").exists() else None
     if step == "checkpoint":
         paths = [str(path) if path else None for path in make_checkpoint(name, folder)]
         (folder / "checkpoint.json").write_text(json.dumps(paths))
         return {}
+    saved = json.loads((folder / "checkpoint.json").read_text())
     checkpoint, backbone = (Path(path) if path else None for path in saved)
     assert checkpoint is not None
     if step in ("plain", "ours"):

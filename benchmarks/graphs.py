@@ -262,8 +262,8 @@ def optimum(folder: Path, place: Path) -> None:
     binaries = folder / "optimum-venv" / "bin"
     packages = Path(__file__).with_name("requirements-optimum.txt")
     subprocess.run([binaries / "python", "-m", "pip", "install", "--quiet", "-r", packages], check=True)
-    command = [binaries / "optimum-cli", "export", "onnx", "--task", "text-classification", "--model"]
-    subprocess.run([*command, folder / "backbone", place], check=True, stdout=sys.stderr)
+    options = ["--task", "text-classification", "--model", str(folder / "backbone"), str(place)]
+    subprocess.run([str(binaries / "optimum-cli"), "export", "onnx", *options], check=True, stdout=sys.stderr)
 
 
 @once("openvino-int8.xml")

@@ -19,7 +19,8 @@ from adakron_export.runtimes.base import Array, Batch, Runner
 from adakron_export.runtimes.huge_pages import huge_pages
 from adakron_export.runtimes.space import InputSpace
 from adakron_export.subjects.space import exported_space
-from adakron_export.timing.process import Subject, serve
+from adakron_export.subjects.subject import Subject
+from adakron_export.timing.process import serve
 
 
 class PlainRunner:
@@ -30,12 +31,19 @@ class PlainRunner:
         names: Of the inputs.
         compute: Takes what `place` returns, and waits for the logits.
         place: Brings the arrays to where they are computed with, which is not timed.
+        on_gpu: Whether that is a GPU.
     """
 
     def __init__(
-        self, name: str, names: tuple[str, ...], compute: Callable[[Any], Array], place: Callable[[Any], Any] = dict
+        self,
+        name: str,
+        names: tuple[str, ...],
+        compute: Callable[[Any], Array],
+        place: Callable[[Any], Any] = dict,
+        on_gpu: bool = False,
     ) -> None:
-        self.name, self.input_names, self.output_names = name, names, ("logits",)
+        self.name, self.input_names, self.on_gpu = name, names, on_gpu
+        self.output_names: tuple[str, ...] = ("logits",)
         self._compute, self._place = compute, place
 
     def run(self, batch: Batch) -> dict[str, Array]:
@@ -66,7 +74,7 @@ class Peer(NamedTuple):
 
 def open_peer(subject: Subject) -> Peer:
     """Open one by its kind."""
-    kind, _, path = subject.path.partition(":")
+    kind, _, path = str(subject.path).partition(":")
     space = exported_space(open_artifact(str(subject.backbone)))
     return Peer(OPENERS[kind](space.names, Path(path), subject), space)
 
@@ -137,7 +145,7 @@ def torch_model(
             array: Array = model(**tensors).logits.float().cpu().numpy()
             return array
 
-    return PlainRunner("torch.compile" if compiled else "torch", names, compute, place)
+    return PlainRunner("torch.compile" if compiled else "torch", names, compute, place, subject.device == "cuda")
 
 
 OPENERS: dict[str, Callable[..., Runner]] = {

@@ -48,8 +48,9 @@ class Bottleneck(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """``[batch, tokens, hidden]``."""
-        output = self.base(hidden)
-        return output + self.up(nn.functional.gelu(self.down(output)))
+        output: Tensor = self.base(hidden)
+        added: Tensor = self.up(nn.functional.gelu(self.down(output)))
+        return output + added
 
 
 def lora(model: Any) -> Any:

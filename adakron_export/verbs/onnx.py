@@ -55,7 +55,7 @@ def export_onnx(
     *,
     target: str = "portable",
     dtype: str = "fp32",
-    data: str | None = None,
+    data: str | Path | None = None,
     overwrite: bool = False,
     limits: Limits | None = None,
     settings: ExportSettings | None = None,
@@ -82,6 +82,7 @@ def export_onnx(
         MissingPackageError: ONNX Runtime is not installed.
     """
     subject, limits, settings = as_subject(checkpoint), limits or Limits(), settings or ExportSettings()
+    data = None if data is None else str(data)
     spec = GraphSpec(target, dtype, settings.opset, settings.per_token).complete()
     check_layout(settings.layout, spec.dtype)
     rungs = rungs_of(spec, limits.max_drop, has_text=data is not None)

@@ -48,7 +48,7 @@ def export_engine(
     *,
     flavor: str = "auto",
     dtype: str | None = None,
-    data: str | None = None,
+    data: str | Path | None = None,
     shapes: EngineShapes | None = None,
     options: EngineOptions | None = None,
     overwrite: bool = False,
@@ -82,7 +82,7 @@ def export_engine(
         raise EngineError(problem)
     settings.check(chosen)
     chosen.load()
-    with _opened(subject, dtype, data) as artifact:
+    with _opened(subject, dtype, None if data is None else str(data)) as artifact:
         order = _Order(artifact, str(subject.path), folder, profiles_for(artifact.manifest, shapes or EngineShapes()),
                        chosen, settings)  # fmt: skip
         with staged_folder(folder) as staged:

@@ -51,7 +51,7 @@ def validate(
     artifact: str | Path | Subject,
     *,
     against: str | Path | Subject,
-    data: str | None = None,
+    data: str | Path | None = None,
     text: TextSettings | None = None,
     limits: Limits | None = None,
     batches: Batches | None = None,
@@ -76,6 +76,7 @@ def validate(
         DataError: The text cannot be read, or has labels that the model does not know.
         ExportError: An option has no use without another one, or a batch's name is unknown.
     """
+    data = None if data is None else str(data)
     asked = _asked(artifact, against, data, text, limits, batches)
     reference = open_subject(asked.reference, Purpose.COMPARE)
     candidate = open_subject(asked.candidate, Purpose.COMPARE)

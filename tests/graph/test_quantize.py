@@ -44,7 +44,7 @@ def test_products_and_tables_are_int8_and_adapters_are_not(demo):
 
 
 def test_it_agrees_with_eager_and_is_not_the_fp32_artifact(demo):
-    report = validate(demo / "int8", against=DEMO, data=str(DEMO / "train.tsv"), batches=Batches(limit=200))
+    report = validate(demo / "int8", against=DEMO, data=DEMO / "train.tsv", batches=Batches(limit=200))
     assert report.passed
     assert report.accuracy.metrics[0].candidate >= report.accuracy.metrics[0].reference - 0.005
     assert not validate(demo / "int8", against=DEMO, limits=Limits(atol=1e-4)).passed

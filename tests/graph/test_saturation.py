@@ -136,7 +136,7 @@ def test_a_cpu_without_vnni_answers_the_same(int8, tmp_path):
 def test_openvino_weights_have_7_bits(tmp_path):
     pytest.importorskip("openvino", reason="needs the extra openvino")
     folder = tmp_path / "int8"
-    assert export_onnx(DEMO, folder, target="openvino", dtype="int8", data=str(DEMO / "train.tsv")).written
+    assert export_onnx(DEMO, folder, target="openvino", dtype="int8", data=DEMO / "train.tsv").written
     weights = [onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(folder / "model.onnx").graph.initializer
                if tensor.name.endswith("_weight_int8")]  # fmt: skip
     assert {int(np.abs(weight.astype(int)).max()) for weight in weights} == {64}

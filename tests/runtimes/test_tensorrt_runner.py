@@ -136,7 +136,7 @@ def test_validate_holds_an_engine_against_its_checkpoint_within_its_shapes(engin
 def test_text_is_batched_as_the_engine_takes_it(engine, loaded, tmp_path):
     data = tmp_path / "texts.csv"
     data.write_text("text,label\n" + "".join(f"the printer stopped {index},problem\n" for index in range(9)))
-    report = validate(engine.folder, against=DEMO, data=str(data))
+    report = validate(engine.folder, against=DEMO, data=data)
     assert report.accuracy is not None
     assert report.accuracy.examples == 9
     assert report.passed

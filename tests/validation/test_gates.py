@@ -176,7 +176,7 @@ def test_text_is_read_by_the_candidates_own_labels(demo_artifact, tmp_path):
     folder = shutil.copytree(demo_artifact, tmp_path / "artifact")
     swapped_labels(folder)
     signed(folder)
-    report = validate(folder, against=DEMO, data=str(DEMO / "train.tsv"), batches=Batches(limit=60))
+    report = validate(folder, against=DEMO, data=DEMO / "train.tsv", batches=Batches(limit=60))
     accuracy = report.accuracy.metrics[0]
     assert accuracy.candidate < accuracy.reference - 0.2
     assert not report.accuracy.passed

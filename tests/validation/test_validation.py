@@ -158,7 +158,7 @@ def test_batches_of_the_demo_are_made_of_its_tokens(demo_artifact):
 
 
 def test_labelled_text_gives_both_metrics_and_no_flips(demo_artifact):
-    report = validate(demo_artifact, against=DEMO, data=str(DEMO / "train.tsv"))
+    report = validate(demo_artifact, against=DEMO, data=DEMO / "train.tsv")
     assert report.passed
     assert report.accuracy.examples == 600
     assert report.accuracy.metrics[0].metric == "accuracy"
@@ -177,7 +177,7 @@ def test_flips_are_named_with_their_place(demo_artifact, tmp_path):
     bias.const_value = ir.tensor(bias.const_value.numpy() + np.array([100.0, 0.0, 0.0], dtype="f4"), name=bias.name)
     ir.save(model, wrong / "model.onnx")
     write_manifest(wrong, manifest)
-    report = validate(wrong, against=DEMO, data=str(DEMO / "train.tsv"), batches=Batches(limit=60))
+    report = validate(wrong, against=DEMO, data=DEMO / "train.tsv", batches=Batches(limit=60))
     assert not report.accuracy.passed
     flipped = report.accuracy.flips
     assert 30 <= len(flipped) <= 50
@@ -192,7 +192,7 @@ def test_flips_are_named_with_their_place(demo_artifact, tmp_path):
 def test_labels_that_the_model_does_not_know(demo_artifact, tmp_path):
     (tmp_path / "data.tsv").write_text("text\tlabel\nIt works\tpraise\nIt burns\tcomplaint\n")
     with pytest.raises(DataError, match=r"labels that the model does not have: 'complaint' \(.*data.tsv:3\)"):
-        validate(demo_artifact, against=DEMO, data=str(tmp_path / "data.tsv"))
+        validate(demo_artifact, against=DEMO, data=tmp_path / "data.tsv")
 
 
 @pytest.mark.parametrize(
@@ -219,7 +219,7 @@ def test_data_of_other_tasks(task, content, tmp_path):
         shutil.copy(tmp_path / "words" / name, checkpoint)
     (tmp_path / "data.jsonl").write_text(content)
     assert export_onnx(checkpoint, tmp_path / "out").written
-    report = validate(tmp_path / "out", against=checkpoint, data=str(tmp_path / "data.jsonl"))
+    report = validate(tmp_path / "out", against=checkpoint, data=tmp_path / "data.jsonl")
     assert report.passed
     assert any(row.batch == "data-0" for row in report.rows)
     if task is not Task.FEATURE_EXTRACTION:
@@ -258,5 +258,5 @@ def test_operators_left_to_the_cpu_are_found(demo_artifact):
 def test_a_limit_on_the_drop_needs_labels(demo_artifact, tmp_path):
     (tmp_path / "texts.jsonl").write_text('{"text": "The printer stopped."}\n')
     with pytest.raises(DataError, match="has no labels that this model knows; max_drop needs them"):
-        validate(demo_artifact, against=DEMO, data=str(tmp_path / "texts.jsonl"), limits=Limits(max_drop=1))
-    assert validate(demo_artifact, against=DEMO, data=str(tmp_path / "texts.jsonl")).accuracy is None
+        validate(demo_artifact, against=DEMO, data=tmp_path / "texts.jsonl", limits=Limits(max_drop=1))
+    assert validate(demo_artifact, against=DEMO, data=tmp_path / "texts.jsonl").accuracy is None

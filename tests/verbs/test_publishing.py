@@ -60,7 +60,7 @@ def test_from_the_command_line(hub, cli, tmp_path):
 
 
 def test_cards_name_backbone_and_metrics_for_the_hub(tmp_path):
-    card = export_onnx(DEMO, tmp_path / "out", dtype="int8", data=str(DEMO / "train.tsv"), limits=Limits(max_drop=5))
+    card = export_onnx(DEMO, tmp_path / "out", dtype="int8", data=DEMO / "train.tsv", limits=Limits(max_drop=5))
     assert card.written
     head = yaml.safe_load((tmp_path / "out/README.md").read_text().split("---")[1])
     (result,) = head["model-index"][0]["results"]

@@ -118,7 +118,7 @@ def test_labels_that_predict_gives_are_labels_that_validate_takes(tmp_path):
     export_onnx(checkpoint, tmp_path / "out", settings=ExportSettings(validate=False))
     for labels in (("LABEL_0", "LABEL_1"), ("0", "1")):
         (tmp_path / "t.csv").write_text("text,label\n" + "".join(f"good film,{labels[n % 2]}\n" for n in range(8)))
-        assert validate(tmp_path / "out", against=checkpoint, data=str(tmp_path / "t.csv")).accuracy.examples == 8
+        assert validate(tmp_path / "out", against=checkpoint, data=tmp_path / "t.csv").accuracy.examples == 8
 
 
 def test_a_tied_head_is_kept_once(tmp_path):
