@@ -215,8 +215,11 @@ def _make_locked(final: Path) -> tuple[Path, int]:
     """A new folder, and the descriptor that holds its lock."""
     while True:
         staged = Path(tempfile.mkdtemp(prefix=f".{final.name}.", suffix=_SUFFIX, dir=final.parent))
-        held = _lock(staged)
-        if staged.is_dir():  # and was not swept before it was locked
+        try:
+            held = _lock(staged)
+        except FileNotFoundError:  # another run swept it before it was locked
+            continue
+        if staged.is_dir():  # and was not swept while that run held it
             return staged, held if held is not None else os.open(os.devnull, os.O_RDONLY)
         if held is not None:
             os.close(held)

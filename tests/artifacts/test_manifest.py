@@ -68,9 +68,9 @@ def test_a_settled_file_is_read_once_and_a_changed_one_again(demo_artifact, tmp_
     assert validate(folder, against=DEMO).passed
     assert validate(folder, against=DEMO).passed
     assert read.count("model.onnx") == 1
-    card = folder / "README.md"
+    manifest, card = open_artifact(folder).manifest, folder / "README.md"
     card.write_text(card.read_text() + "\nMine.\n")
-    write_manifest(folder, open_artifact(folder, wait=False).manifest)
+    write_manifest(folder, manifest)
     assert open_artifact(folder)
     assert read.count("README.md") == 2
     assert read.count("model.onnx") == 1

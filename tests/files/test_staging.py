@@ -6,11 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from adakron_export import ExportSettings, export_onnx, open_artifact
 from adakron_export.errors import AdaKronError, ArtifactError, CheckpointError
+from adakron_export.files import staging
 from adakron_export.files.staging import put_in_place, staged_folder, write_text
 from conftest import DEMO, stages
 
@@ -89,6 +93,21 @@ def test_leftovers_of_a_killed_run_are_removed_and_of_a_live_one_kept(tmp_path):
     runs[1].kill()
     runs[1].communicate()
     runs[0].communicate()
+
+
+def test_a_folder_that_another_run_sweeps_before_it_is_locked_is_made_anew(tmp_path, monkeypatch):
+    made = []
+
+    def swept(**place):
+        made.append(tempfile.mkdtemp(**place))
+        if len(made) == 1:
+            Path(made[0]).rmdir()
+        return made[-1]
+
+    monkeypatch.setattr(staging, "tempfile", SimpleNamespace(mkdtemp=swept))
+    with staged_folder(tmp_path / "out") as staged:
+        assert str(staged) == made[1]
+        assert staged.is_dir()
 
 
 def test_nothing_of_the_users_is_deleted(demo_artifact, tmp_path):
