@@ -74,64 +74,52 @@ class Opened:
         raise NotImplementedError
 
 
-class OpenedArtifact(Opened):
+class _OpenedFolder(Opened):
+    """An exported folder that was opened: its manifest and its configuration say what it is."""
+
+    def __init__(self, subject: Subject, runner: Runner, exported: Artifact | EngineFolder) -> None:
+        super().__init__(subject, runner)
+        self._exported = exported
+
+    @cached_property
+    def space(self) -> InputSpace:
+        """What it accepts, within an engine's shapes."""
+        return exported_space(self._exported)
+
+    @property
+    def task(self) -> Task:
+        """What its manifest says."""
+        return Task(self._exported.manifest.task)
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """Its ``config.json``."""
+        return read_config(self._exported)
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Itself."""
+        return (self._exported.folder,)
+
+
+class OpenedArtifact(_OpenedFolder):
     """An artifact that was opened."""
 
     runner: ArtifactRunner
 
     def __init__(self, subject: Subject, runner: ArtifactRunner, artifact: Artifact) -> None:
-        super().__init__(subject, runner)
+        super().__init__(subject, runner, artifact)
         self.artifact = artifact
 
-    @cached_property
-    def space(self) -> InputSpace:
-        """What it accepts, by its manifest and its configuration."""
-        return exported_space(self.artifact)
 
-    @property
-    def task(self) -> Task:
-        """What its manifest says."""
-        return Task(self.artifact.manifest.task)
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Its ``config.json``."""
-        return read_config(self.artifact)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """Itself."""
-        return (self.artifact.folder,)
-
-
-class OpenedEngine(Opened):
+class OpenedEngine(_OpenedFolder):
     """An engine that was opened."""
 
     runner: TensorRTRunner
 
     def __init__(self, subject: Subject, runner: TensorRTRunner, engine: EngineFolder) -> None:
-        super().__init__(subject, runner)
+        super().__init__(subject, runner, engine)
         self.engine = engine
-
-    @cached_property
-    def space(self) -> InputSpace:
-        """What it accepts, within its shapes."""
-        return exported_space(self.engine)
-
-    @property
-    def task(self) -> Task:
-        """What its manifest says."""
-        return Task(self.engine.manifest.task)
-
-    @property
-    def config(self) -> Mapping[str, Any]:
-        """Its ``config.json``."""
-        return read_config(self.engine)
-
-    @property
-    def folders(self) -> tuple[Path, ...]:
-        """Itself."""
-        return (self.engine.folder,)
 
 
 class OpenedCheckpoint(Opened):
