@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from adakron_export.errors import AdaKronError
@@ -54,6 +55,11 @@ class Option:
 
 
 _KEY = "adakron_export.option"
+_TYPES: Mapping[type, tuple[Any, str]] = {
+    bool: (bool, "True or False"),
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+}
 
 
 def option(
@@ -94,7 +100,7 @@ def check_record(record: Any, error: type[AdaKronError]) -> None:
     """Raise where a value of a record makes no sense.
 
     Raises:
-        AdaKronError: A value (raised as the type that is handed over) is no choice, no number, or out of its range.
+        AdaKronError: A value is no choice, of another type, or out of its range; raised as ``error``.
     """
     for each in options_of(type(record)):
         value = getattr(record, each.name)
@@ -103,17 +109,26 @@ def check_record(record: Any, error: type[AdaKronError]) -> None:
 
 
 def _check_value(known: Option, value: Any, error: type[AdaKronError]) -> None:
-    if value is None or isinstance(value, bool):
+    if value is None:
         return
     name = known.flag.replace("-", "_")
     if known.choices and value not in known.choices:
         raise error(f"{name} is {value!r}; choose one of {', '.join(known.choices)}")
-    if not isinstance(value, (int, float)):
-        return
+    wanted = _wanted(known, value)
+    if wanted:
+        raise error(f"{name} is {value!r}; it must be {wanted}")
+
+
+def _wanted(known: Option, value: Any) -> str | None:
+    """What a value must be; ``None`` where it is that."""
+    if known.kind not in _TYPES:
+        return None
+    kind, named = _TYPES[known.kind]
+    if not isinstance(value, kind) or isinstance(value, bool) != (kind is bool):
+        return named
     if not (math.isfinite(value) and value >= known.least):
-        raise error(f"{name} is {value}; it must be a number of at least {known.least:g}")
-    if value >= known.below:
-        raise error(f"{name} is {value}; it must be below {known.below:g}")
+        return f"a number of at least {known.least:g}"
+    return f"below {known.below:g}" if value >= known.below else None
 
 
 def words_of(record: Any, *names: str, prefix: str = "") -> list[str]:

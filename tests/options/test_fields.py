@@ -35,6 +35,10 @@ def test_a_field_says_what_its_option_is():
         ({"number": 9}, "number is 9; it must be below 9"),
         ({"name": "c"}, "name is 'c'; choose one of a, b"),
         ({"points": (1.0, float("nan"))}, "point is nan"),
+        ({"number": 2.5}, "number is 2.5; it must be a whole number"),
+        ({"number": True}, "number is True; it must be a whole number"),
+        ({"points": ("1",)}, "point is '1'; it must be a number"),
+        ({"quick": "no"}, "quick is 'no'; it must be True or False"),
     ],
 )
 def test_values_out_of_their_range_are_refused(values, message):
