@@ -12,6 +12,7 @@ README.md                        a model card
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -41,7 +42,7 @@ from adakron_export.files.records import read_bytes, read_object, record_of
 from adakron_export.files.staging import folder_lock, write_text
 
 T = TypeVar("T")
-_TRIES = 20
+_TRIES = 10  # to read an artifact without holding off its writers
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,21 +217,9 @@ def open_artifact(folder: str | Path, *, wait: bool = True) -> Artifact:
             written.
     """
     path = check_artifact(folder)
-    for _ in range(_TRIES):
-        text = _manifest_bytes(path / MANIFEST)
-        manifest = read_manifest(path / MANIFEST, text)
-        hashed = _beside(partial(problems_of, path, manifest.files))
-        artifact = Artifact(path, manifest, hashlib.sha256(text).hexdigest(), hashed)
-        if not wait:
-            return artifact
-        try:
-            artifact.check()
-        except (ArtifactError, OSError):
-            if not artifact.was_replaced():
-                raise
-        else:
-            return artifact
-    raise ArtifactError(f"{path}: is written again and again; open it when that is over")
+    if not wait:
+        return _read_artifact(path)
+    return _read_whole(path, lambda artifact: artifact)
 
 
 def opened_with(folder: str | Path, make: Callable[[Artifact], T]) -> T:
@@ -245,24 +234,50 @@ def opened_with(folder: str | Path, make: Callable[[Artifact], T]) -> T:
     Raises:
         ArtifactError: `open_artifact` refuses the folder.
     """
+    return _read_whole(check_artifact(folder), make)
+
+
+def _read_whole(path: Path, make: Callable[[Artifact], T]) -> T:
     for _ in range(_TRIES):
-        artifact = open_artifact(folder, wait=False)
-        try:
-            made = make(artifact)
-        except Exception:
-            if artifact.was_replaced():
-                continue
-            artifact.check()  # what was damaged is the better reason
-            raise
-        try:
-            artifact.check()
-        except (ArtifactError, OSError):
-            if artifact.was_replaced():
-                continue
-            raise
-        if not artifact.was_replaced():
-            return made
-    raise ArtifactError(f"{folder}: is written again and again; open it when that is over")
+        with contextlib.suppress(_ReplacedError):
+            return _read_once(path, make)
+    with folder_lock(path):  # writers that leave no gap wait for one reader
+        return _read_once(path, make)
+
+
+class _ReplacedError(ArtifactError):
+    """Another export took the artifact's place while it was read."""
+
+
+def _read_once(path: Path, make: Callable[[Artifact], T]) -> T:
+    artifact = _read_artifact(path)
+    try:
+        made = _made_and_checked(artifact, make)
+    except Exception:
+        if artifact.was_replaced():
+            raise _ReplacedError(f"{path}: was written again while it was read; open it once more") from None
+        raise
+    if artifact.was_replaced():
+        raise _ReplacedError(f"{path}: was written again while it was read; open it once more")
+    return made
+
+
+def _made_and_checked(artifact: Artifact, make: Callable[[Artifact], T]) -> T:
+    try:
+        made = make(artifact)
+    except Exception:
+        artifact.check()  # what was damaged is the better reason
+        raise
+    artifact.check()
+    return made
+
+
+def _read_artifact(path: Path) -> Artifact:
+    """The artifact as its manifest says, whose files are hashed beside other work."""
+    text = _manifest_bytes(path / MANIFEST)
+    manifest = read_manifest(path / MANIFEST, text)
+    hashed = _beside(partial(problems_of, path, manifest.files))
+    return Artifact(path, manifest, hashlib.sha256(text).hexdigest(), hashed)
 
 
 def _beside(work: Callable[[], str]) -> Future[str]:

@@ -1,13 +1,16 @@
 """Manifests of earlier releases, and what a file's hash is read from."""
 
+import itertools
 import json
 import shutil
+from dataclasses import replace
+from threading import Thread
 
 import pytest
 
 from adakron_export import open_artifact, open_runner, validate
 from adakron_export.artifacts import listing
-from adakron_export.artifacts.artifact import write_manifest
+from adakron_export.artifacts.artifact import opened_with, update_manifest, write_manifest
 from adakron_export.artifacts.manifest import manifest_of
 from conftest import DEMO
 
@@ -82,3 +85,20 @@ def test_a_file_that_may_still_change_within_a_tick_is_read_again(tmp_path):
     before = listing.sha256_of(file)
     file.write_text("two")  # the same size, and perhaps the same time
     assert listing.sha256_of(file) != before
+
+
+def test_a_writer_that_leaves_no_gap_waits_for_a_reader(demo_artifact, tmp_path):
+    folder, writers, runs = shutil.copytree(demo_artifact, tmp_path / "out"), [], itertools.count()
+
+    def make(artifact):
+        def write():
+            update_manifest(artifact, lambda manifest: replace(manifest, versions={"run": str(next(runs))}))
+
+        writers.append(Thread(target=write))
+        writers[-1].start()
+        writers[-1].join(timeout=0.5)  # a writer that waits outlasts it
+        return artifact.manifest.versions
+
+    assert opened_with(folder, make) == {"run": str(len(writers) - 2)}
+    writers[-1].join()
+    assert open_artifact(folder).manifest.versions == {"run": str(len(writers) - 1)}
