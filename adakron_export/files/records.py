@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -12,6 +13,7 @@ import msgspec
 
 Record = TypeVar("Record")
 
+_HALVES = re.compile(rb"\\u[dD][89a-fA-F]")  # of characters that JSON writes as two
 LARGEST_BYTES = 64 * 2**20  # the longest file of settings that exists is a tokenizer of some 35 MB
 
 
@@ -55,12 +57,17 @@ def json_of(text: bytes) -> Any:
     """What a text of JSON stands for.
 
     Raises:
-        ValueError: The text is not UTF-8, not JSON, or nested too deeply to be read.
+        ValueError: The text is not UTF-8, not JSON, nested too deeply to be read, or has half a character.
     """
     try:
-        return json.loads(text.decode("utf-8"))
+        content = json.loads(text.decode("utf-8"))
+        if _HALVES.search(text):  # a pair of them is a character
+            json.dumps(content, ensure_ascii=False).encode()
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half a character, which is no text") from error
+    return content
 
 
 def object_of(text: bytes) -> dict[str, Any]:
