@@ -1,7 +1,8 @@
 """Makes the demo model that this folder holds: run it as `python models/demo/make_demo.py`.
 
 A tiny BERT learns the words of `train.tsv` by masked language modelling; then its weights are frozen, and AdaKron
-adapters and a head learn to tell questions, problems and praise apart.
+adapters and a head learn to tell questions, problems and praise apart. Smaller ones, in `reply/`, learn what needs an
+answer.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from adakron_export import AdaKronConfig
 
 HERE = Path(__file__).parent
 BACKBONE = HERE / "backbone"
+REPLY = HERE / "reply"
 LABELS = ["praise", "problem", "question"]
+REPLY_LABELS = ["no reply needed", "reply needed"]  # of praise, and of the others
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 
 
@@ -36,6 +39,17 @@ pipeline_tag: text-classification
 
 A tiny BERT (`backbone/`, 3 layers, 96 wide) with AdaKron adapters (r=24, k=4) that tells apart what people write to
 a help desk. The sentences of `train.tsv` were written for this demo; `make_demo.py` made everything else from them.
+"""
+
+REPLY_CARD = """---
+base_model: ../backbone
+library_name: peft
+pipeline_tag: text-classification
+---
+
+# Demo: what needs a reply
+
+Smaller AdaKron adapters (r=12, k=4) on the same backbone as the demo beside them, for a bank of two.
 """
 
 
@@ -98,15 +112,15 @@ def pretrain(rows: list[tuple[str, int]], epochs: int = 80) -> None:
     model.bert.save_pretrained(BACKBONE)  # with its pooler, which stays as it was drawn
 
 
-def tune(rows: list[tuple[str, int]], epochs: int = 60) -> float:
+def tune(rows: list[tuple[str, int]], labels: list[str], r: int, folder: Path, epochs: int = 60) -> float:
     """Train adapters and head on a frozen backbone and save them; returns the accuracy on held-out rows."""
     tokenizer = AutoTokenizer.from_pretrained(HERE)
     held_out, rows = rows[::8], [row for index, row in enumerate(rows) if index % 8]
-    names = dict(enumerate(LABELS))
+    names = dict(enumerate(labels))
     backbone = BertForSequenceClassification.from_pretrained(
-        BACKBONE, num_labels=len(LABELS), id2label=names, label2id={name: index for index, name in names.items()}
+        BACKBONE, num_labels=len(labels), id2label=names, label2id={name: index for index, name in names.items()}
     )
-    model = get_peft_model(backbone, AdaKronConfig(r=24, k=4, task_type="SEQ_CLS"))
+    model = get_peft_model(backbone, AdaKronConfig(r=r, k=4, task_type="SEQ_CLS"))
     model.print_trainable_parameters()
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=4e-3, weight_decay=0.1)
     for _ in range(epochs):
@@ -121,9 +135,8 @@ def tune(rows: list[tuple[str, int]], epochs: int = 60) -> float:
     with torch.no_grad():
         found = model(**inputs).logits.argmax(-1)
     model.peft_config["default"].base_model_name_or_path = BACKBONE.name
-    model.save_pretrained(HERE)
-    backbone.config.save_pretrained(HERE)
-    (HERE / "README.md").write_text(CARD, encoding="utf-8")
+    model.save_pretrained(folder)
+    backbone.config.save_pretrained(folder)
     return float((found == torch.tensor([label for _, label in held_out])).float().mean())
 
 
@@ -134,7 +147,18 @@ def main() -> None:
     rows = read_rows()
     make_tokenizer([text for text, _ in rows])
     pretrain(rows)
-    print(f"accuracy on held-out sentences: {tune(rows):.3f}")
+    print(f"accuracy on held-out sentences: {tune(rows, LABELS, 24, HERE):.3f}")
+    (HERE / "README.md").write_text(CARD, encoding="utf-8")
+    make_reply(rows)
+
+
+def make_reply(rows: list[tuple[str, int]]) -> None:
+    """Make the second checkpoint."""
+    urgent = [(text, int(LABELS[label] != "praise")) for text, label in rows]
+    print(f"accuracy on held-out sentences, of replies: {tune(urgent, REPLY_LABELS, 12, REPLY):.3f}")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(HERE / name, REPLY / name)
+    (REPLY / "README.md").write_text(REPLY_CARD, encoding="utf-8")
 
 
 if __name__ == "__main__":
