@@ -31,6 +31,9 @@ $(STAMP): pyproject.toml constraints.txt
 demo: venv ## Export, validate and run the embedded demo model
 	$(BIN)/adakron-export onnx models/demo -o $(DEMO)
 	$(BIN)/adakron-export predict $(DEMO) --text "The printer stopped working after the update" --text "How do I share the calendar?"
+	$(BIN)/adakron-export bank create topic=models/demo reply=models/demo/reply --backbone models/demo/backbone -o $(DEMO)-bank
+	$(BIN)/adakron-export predict $(DEMO)-bank --text "The printer stopped working after the update" --adapter topic
+	$(BIN)/adakron-export predict $(DEMO)-bank --text "The printer stopped working after the update" --adapter reply
 
 test: venv ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"

@@ -23,22 +23,33 @@ if TYPE_CHECKING:
     from adakron_export.data.settings import TextSettings
     from adakron_export.engines.settings import EngineOptions
     from adakron_export.errors import AdaKronError
+    from adakron_export.runtimes.bank import BankRunner
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.batching import run_texts
-    from adakron_export.subjects.opening import open_runner
+    from adakron_export.subjects.opening import open_bank, open_runner
     from adakron_export.subjects.subject import Subject
     from adakron_export.subjects.transformers_model import OnnxModel
     from adakron_export.timing.settings import Guard, Timing
     from adakron_export.training.recipe import Recipe
     from adakron_export.validation.limits import Batches, Limits
     from adakron_export.validation.parity import ParityReport
+    from adakron_export.verbs.bank import (
+        BankResult,
+        ListedAdapter,
+        add_to_bank,
+        create_bank,
+        export_adapter,
+        list_bank,
+        remove_from_bank,
+        validate_bank,
+    )
     from adakron_export.verbs.bench import BenchReport, bench
     from adakron_export.verbs.convert import convert
     from adakron_export.verbs.inspect import inspect
     from adakron_export.verbs.onnx import ExportResult, export_onnx
     from adakron_export.verbs.predict import predict
     from adakron_export.verbs.publish import push_to_hub
-    from adakron_export.verbs.settings import ExportSettings
+    from adakron_export.verbs.settings import BankSettings, ExportSettings, MakingSettings
     from adakron_export.verbs.tensorrt import EngineResult, export_engine
     from adakron_export.verbs.train import TrainingResult, train
     from adakron_export.verbs.tune import TuneReport, tune
@@ -49,6 +60,9 @@ _HOMES = {
     "AdaKronError": "errors",
     "AdaKronModel": "adapter.tuner",
     "Artifact": "artifacts.artifact",
+    "BankResult": "verbs.bank",
+    "BankRunner": "runtimes.bank",
+    "BankSettings": "verbs.settings",
     "Batches": "validation.limits",
     "BenchReport": "verbs.bench",
     "EngineOptions": "engines.settings",
@@ -58,6 +72,8 @@ _HOMES = {
     "ExportSettings": "verbs.settings",
     "Guard": "timing.settings",
     "Limits": "validation.limits",
+    "ListedAdapter": "verbs.bank",
+    "MakingSettings": "verbs.settings",
     "OnnxModel": "subjects.transformers_model",
     "ParityReport": "validation.parity",
     "Recipe": "training.recipe",
@@ -67,22 +83,29 @@ _HOMES = {
     "Timing": "timing.settings",
     "TrainingResult": "verbs.train",
     "TuneReport": "verbs.tune",
+    "add_to_bank": "verbs.bank",
     "bench": "verbs.bench",
     "convert": "verbs.convert",
+    "create_bank": "verbs.bank",
+    "export_adapter": "verbs.bank",
     "export_engine": "verbs.tensorrt",
     "export_onnx": "verbs.onnx",
     "fold": "adapter.folding",
     "inspect": "verbs.inspect",
+    "list_bank": "verbs.bank",
     "load_model": "checkpoints.loading",
     "open_artifact": "artifacts.artifact",
+    "open_bank": "subjects.opening",
     "open_runner": "subjects.opening",
     "predict": "verbs.predict",
     "push_to_hub": "verbs.publish",
+    "remove_from_bank": "verbs.bank",
     "rescale_adapter_scale": "adapter.tuner",
     "run_texts": "runtimes.batching",
     "train": "verbs.train",
     "tune": "verbs.tune",
     "validate": "verbs.validate",
+    "validate_bank": "verbs.bank",
 }
 
 __all__ = [
@@ -90,6 +113,9 @@ __all__ = [
     "AdaKronError",
     "AdaKronModel",
     "Artifact",
+    "BankResult",
+    "BankRunner",
+    "BankSettings",
     "Batches",
     "BenchReport",
     "EngineOptions",
@@ -99,6 +125,8 @@ __all__ = [
     "ExportSettings",
     "Guard",
     "Limits",
+    "ListedAdapter",
+    "MakingSettings",
     "OnnxModel",
     "ParityReport",
     "Recipe",
@@ -109,22 +137,29 @@ __all__ = [
     "TrainingResult",
     "TuneReport",
     "__version__",
+    "add_to_bank",
     "bench",
     "convert",
+    "create_bank",
+    "export_adapter",
     "export_engine",
     "export_onnx",
     "fold",
     "inspect",
+    "list_bank",
     "load_model",
     "open_artifact",
+    "open_bank",
     "open_runner",
     "predict",
     "push_to_hub",
+    "remove_from_bank",
     "rescale_adapter_scale",
     "run_texts",
     "train",
     "tune",
     "validate",
+    "validate_bank",
 ]
 
 

@@ -32,7 +32,7 @@ R = TypeVar("R")
 _SHOWN_FAILURES = 10
 
 
-_OF_TESTED = ("backbone", "device", "allow_engine_code")
+_OF_TESTED = ("backbone", "device", "allow_engine_code", "adapter")
 _OF_TIMING = ("shapes", "budget_s")
 _OF_GUARD = ("baseline", "max_regression", "strict", "other_machine")
 _RECORDS: tuple[tuple[type, tuple[str, ...]], ...] = (
@@ -101,7 +101,7 @@ class _Tested:
     def __init__(self, config: pytest.Config) -> None:
         self.option = lambda name: config.getoption(f"--adakron-{name}")
         given = _taken(config, Subject, *_OF_TESTED, path=self.option("checkpoint"))
-        self.reference = replace(given, device="cpu")
+        self.reference = replace(given, device="cpu", adapter=None)
         self.subject = replace(given, path=self.option("artifact"), backbone=None)
         self.limits = _taken(config, Limits)
         self.timing = _taken(config, Timing, *_OF_TIMING)

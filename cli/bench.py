@@ -20,7 +20,7 @@ _OF_ALL = ("device", "threads", "allow_engine_code")
 @click.option(
     "--against", metavar="CHECKPOINT", help="Checkpoint to run in eager PyTorch.  [default: the first artifact]"
 )
-@options.of(Subject, "backbone", *_OF_ALL)
+@options.of(Subject, "backbone", *_OF_ALL, "adapter")
 @options.of(Timing)
 @options.of(Guard)
 @options.report
@@ -38,9 +38,10 @@ def bench(
 
     options.check_report(report_to)
     backbone = settings.pop("backbone")
+    adapter = settings.pop("adapter")
     common = options.take(Subject, settings, *_OF_ALL, path="")
     report = measure(
-        [common.on(path=path) for path in artifacts],
+        [common.on(path=path, adapter=adapter) for path in artifacts],
         against=None if against is None else common.on(path=against, backbone=backbone),
         timing=options.take(Timing, settings),
         guard=options.take(Guard, settings),

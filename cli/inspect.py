@@ -42,7 +42,7 @@ def _print_adapters(adapters: Any) -> None:
     echo(f"{len(adapters)} adapters:")
     for adapter in adapters:
         shapes = "  ".join(f"{name} {'x'.join(map(str, shape))}" for name, shape in adapter.shapes.items()
-                           if "bias" not in name and not name.startswith("B"))  # fmt: skip
+                           if "bias" not in name and not name.startswith(("B", "CODE")))  # fmt: skip
         echo(f"  {adapter.module}\n      {shapes}")
 
 
@@ -75,6 +75,7 @@ def _print_artifact(info: Any) -> None:
             ("artifact", info.path),
             ("made of", f"{manifest['backbone']} with {manifest['adapter_source']['name']}"),
             ("task", manifest["task"]),
+            *([("bank", ", ".join(manifest["bank"]["adapters"]))] if "bank" in manifest else []),
             ("graph", f"target {manifest['target']}, {manifest['dtype']}, opsets {opsets}"),
             ("rewrites", info.rewrites or "none"),
             *([("int8", f"integer products are {info.integer_products}")] if info.integer_products else []),

@@ -14,6 +14,7 @@ from adakron_export.errors import AdaKronError
 from adakron_export.extras import missing_package
 
 from . import options
+from .bank import bank
 from .bench import bench
 from .check import check
 from .compare import compare
@@ -90,6 +91,7 @@ def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
 
 
 COMMANDS = (
+    bank,
     bench,
     check,
     compare,

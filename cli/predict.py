@@ -39,12 +39,14 @@ _OF_TABLES = ("text_column", "pair_column", "header", "delimiter")
 @click.option("--batch-size", default=16, show_default=True, help="Largest number of texts that run together.")
 @click.option("--top-k", type=int, metavar="N", help="Number of classes or tokens to give.")
 @click.option("--max-new-tokens", type=int, metavar="N", help="Number of tokens to write, in text generation.")
+@click.option("--adapter", metavar="NAME", help="Adapter of a bank that answers.")
+@click.option("--adapter-column", metavar="NAME", help="Column of --input that names the adapter of each text.")
 @click.option("--device", type=click.Choice([*RUNTIMES]), default="cpu", show_default=True, help="Device to run on.")
 @options.signed
 @options.as_json
 def predict(
     artifact: str, texts: tuple[str, ...], pairs: tuple[str, ...], images: tuple[str, ...], input_file: str | None,
-    output: str | None, *, as_json: bool, **settings: Any,
+    output: str | None, *, as_json: bool, adapter_column: str | None, **settings: Any,
 ) -> None:  # fmt: skip
     """Run ARTIFACT on texts, or on images.
 
@@ -57,14 +59,8 @@ def predict(
     if output:
         check_writable(Path(output))
     tables = options.take(TextSettings, settings, *_OF_TABLES)
-    inputs = [*_said(texts, pairs), *map(Path, images)]
-    if input_file is not None:
-        from adakron_export.data.text_input import read_texts
-
-        source = sys.stdin.buffer if input_file == "-" else Path(input_file)
-        inputs += read_texts(source, tables)
-    elif tables != TextSettings():
-        raise AdaKronError("columns and cells are those of --input, and there is none")
+    said = [*_said(texts, pairs), *map(Path, images)]
+    inputs, settings["adapter"] = _inputs(said, input_file, tables, adapter_column, settings["adapter"])
     from adakron_export import predict as run
 
     results = run(artifact, inputs, **settings)
@@ -84,6 +80,24 @@ def predict(
             echo(one_line(given if isinstance(given, str) else " | ".join(given)))
             for line in _lines(row["result"]):
                 echo(f"    {line}")
+
+
+def _inputs(
+    said: list[Any], input_file: str | None, tables: TextSettings, column: str | None, adapter: str | None
+) -> tuple[list[Any], Any]:
+    """What is run, and the adapter of all or of each."""
+    from adakron_export.data.text_input import read_texts, read_texts_with
+
+    if column is not None and (said or input_file is None or adapter is not None):
+        raise AdaKronError("--adapter-column names the adapters of --input, beside no --adapter and no other text")
+    if input_file is None:
+        if tables != TextSettings():
+            raise AdaKronError("columns and cells are those of --input, and there is none")
+        return said, adapter
+    source: Any = sys.stdin.buffer if input_file == "-" else Path(input_file)
+    if column is not None:
+        return read_texts_with(source, tables, column)
+    return [*said, *read_texts(source, tables)], adapter
 
 
 def _said(texts: tuple[str, ...], pairs: tuple[str, ...]) -> list[Any]:

@@ -12,13 +12,15 @@ from adakron_export.subjects.subject import Subject
 from adakron_export.validation.limits import Batches, Limits
 
 from . import options
+from .console import echo
 
 _OF_REFERENCE = ("device", "precision")
 
 
 @click.command()
 @click.argument("artifact")
-@click.option("--against", required=True, metavar="PATH", help="The checkpoint, or another artifact.")
+@click.option("--against", required=True, multiple=True, metavar="[NAME=]PATH",
+              help="The checkpoint, or another artifact; of a bank one for each adapter.")  # fmt: skip
 @options.of(Subject, "backbone", "device")
 @options.of(Subject, *_OF_REFERENCE, prefix="against-")
 @options.of(Limits)
@@ -29,7 +31,9 @@ _OF_REFERENCE = ("device", "precision")
 @options.report
 @options.signed
 @options.as_json
-def validate(*, artifact: str, against: str, report_to: str | None, as_json: bool, **settings: Any) -> None:
+def validate(
+    *, artifact: str, against: tuple[str, ...], report_to: str | None, as_json: bool, **settings: Any
+) -> None:
     """Compare ARTIFACT with its checkpoint.
 
     Where they differ, the first layer that is wrong is named, the first node in it, and the command that repeats it.
@@ -40,16 +44,19 @@ def validate(*, artifact: str, against: str, report_to: str | None, as_json: boo
     from adakron_export.runtimes.table import runtime_on
 
     options.check_report(report_to)
-    candidate, reference = _sides(artifact, against, settings)
-    report = validate_artifact(
-        candidate,
-        against=reference,
-        limits=options.take(Limits, settings),
-        batches=options.take(Batches, settings),
-        data=settings.pop("data"),
-        text=options.take_text(settings),
-        layers=report_to is not None,
-    )
+    bank = _is_bank(artifact)
+    if not bank and len(against) > 1:
+        raise click.UsageError(f"{artifact} is no bank, and is compared with one reference; give one --against")
+    if bank and report_to is not None:
+        raise click.UsageError("--report is of one model: use it with an artifact, or with --json for a bank")
+    limits, batches = options.take(Limits, settings), options.take(Batches, settings)
+    data, text = settings.pop("data"), options.take_text(settings)
+    asked: dict[str, Any] = {"limits": limits, "batches": batches, "data": data, "text": text}
+    if bank:
+        _validate_bank(artifact, against, settings, asked, as_json=as_json)
+        return
+    candidate, reference = _sides(artifact, against[0], settings)
+    report = validate_artifact(candidate, against=reference, layers=report_to is not None, **asked)
     if as_json:
         options.print_json(report.to_json())
     else:
@@ -64,6 +71,38 @@ def validate(*, artifact: str, against: str, report_to: str | None, as_json: boo
         parity=report.to_json(),
     )
     if not report.passed:
+        sys.exit(1)
+
+
+def _is_bank(artifact: str) -> bool:
+    from pathlib import Path
+
+    from adakron_export.subjects.opening import is_bank
+
+    return is_bank(Path(artifact))
+
+
+def _validate_bank(
+    artifact: str, against: tuple[str, ...], settings: dict[str, Any], asked: dict[str, Any], *, as_json: bool
+) -> None:
+    from adakron_export import validate_bank
+
+    from .parity import print_parity
+
+    pairs = [tuple(word.split("=", 1)) for word in against]
+    wrong = next((word for word, pair in zip(against, pairs, strict=True) if len(pair) < 2), None)
+    if wrong is not None:
+        raise click.UsageError(f"{artifact} is a bank; say which adapter {wrong!r} is: --against NAME={wrong}")
+    backbone = settings.pop("backbone")
+    bank = options.take(Subject, settings, "device", "allow_engine_code", path=artifact)
+    common = options.take(Subject, settings, *_OF_REFERENCE, prefix="against-", path="", backbone=backbone)
+    reports = validate_bank(bank, against={name: common.on(path=path) for name, path in pairs}, **asked)
+    if as_json:
+        options.print_json({name: report.to_json() for name, report in reports.items()})
+    for name, report in reports.items() if not as_json else ():
+        echo(f"adapter {name}:")
+        print_parity(report)
+    if not all(report.passed for report in reports.values()):
         sys.exit(1)
 
 

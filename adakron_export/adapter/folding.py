@@ -63,11 +63,16 @@ class KronAdapter(nn.Module):
         return adapted if projected.dim() > 2 else adapted.squeeze(0)
 
 
-def fold(model: PeftModel) -> nn.Module:
+def fold(model: PeftModel, *, biases: bool = True) -> nn.Module:
     """The model without PEFT: soups merged, biases folded, dropout gone, one `KronAdapter` per adapter.
 
     Computed in float64 and cast back. The result shares the backbone's storage with ``model``, which stays
     as it is.
+
+    Args:
+        model: The loaded model.
+        biases: Whether the biases of up-projections move into those of the projections. Without, they are left out:
+            whoever reads the graph adds `folded_weights`' own ``up_bias`` before each adapter.
 
     Raises:
         ExportError: Not exactly one adapter is active, or a projection is quantised.
@@ -80,13 +85,43 @@ def fold(model: PeftModel) -> nn.Module:
     folded = copy.deepcopy(base, cast("dict[int, object]", shared))
     for name, module in list(folded.named_modules()):
         if isinstance(module, AdaKronLayer):
-            _put(folded, name, _fold_layer(name, module, adapter))
+            _put(folded, name, _fold_layer(name, module, adapter, biases=biases))
         elif isinstance(module, ModulesToSaveWrapper):
             _put(folded, name, module.modules_to_save[adapter])
     for name, module in list(folded.named_modules()):
         if isinstance(module, nn.Dropout):
             _put(folded, name, nn.Identity())
     return cast(nn.Module, folded.eval())
+
+
+def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """All that an adapter changes of its backbone, in float32, by the names that modules have in the folded model.
+
+    Returns:
+        `folded_weights` of each of its layers, and the parameters of the modules that PEFT saves with it.
+
+    Raises:
+        ExportError: Not exactly one adapter is active.
+    """
+    adapter = _active_adapter(model)
+    found: dict[str, Tensor] = {}
+    for name, module in model.get_base_model().named_modules():
+        if isinstance(module, AdaKronLayer) and adapter in module.settings:
+            found |= {f"{name}.{part}": tensor for part, tensor in folded_weights(module, adapter).items()}
+        elif isinstance(module, ModulesToSaveWrapper):
+            own = module.modules_to_save[adapter]
+            found |= {f"{name}.{part}": tensor.detach() for part, tensor in own.named_parameters()}
+    return {name: tensor.float().contiguous() for name, tensor in found.items()}
+
+
+def saved_modules(model: PeftModel) -> dict[str, nn.Module]:
+    """The modules that PEFT saves with the active adapter, by the names that they have in the folded model."""
+    adapter = _active_adapter(model)
+    return {
+        name: module.modules_to_save[adapter]
+        for name, module in model.get_base_model().named_modules()
+        if isinstance(module, ModulesToSaveWrapper)
+    }
 
 
 def _active_adapter(model: PeftModel) -> str:
@@ -103,38 +138,57 @@ def _put(model: nn.Module, name: str, module: nn.Module) -> None:
     setattr(model.get_submodule(parent), child, module)
 
 
-def _fold_layer(name: str, layer: AdaKronLayer, adapter: str) -> nn.Module:
-    if adapter not in layer.settings:  # layers_to_transform of this adapter leaves the layer alone
-        return layer.get_base_layer()
+def folded_weights(layer: AdaKronLayer, adapter: str) -> dict[str, Tensor]:
+    """What an adapter computes with on ``g = h + up_bias``, in float64; see the module's own text.
+
+    Args:
+        layer: The layer.
+        adapter: An adapter that it has.
+
+    Returns:
+        ``a1_weight [hidden, r / k]``, ``a1_bias [r / k]``, ``a2_weight [hidden, k]``, ``a2_bias [k]``,
+        ``up_weight [r, hidden]`` and ``up_bias [hidden]``.
+    """
     (a1_weight, a1_bias), (a2_weight, a2_bias), (up_weight, up_bias) = (
         network.soup(torch.float64) for network in layer.networks(adapter)
     )
     up_weight, up_bias = up_weight * layer.scaling[adapter], up_bias * layer.scaling[adapter]
-    projection = _with_bias_added(name, layer.base_layer, up_bias)
     weights = {
         "a1_weight": a1_weight.T,
         "a1_bias": a1_bias - a1_weight @ up_bias,
         "a2_weight": a2_weight.T,
         "a2_bias": a2_bias - a2_weight @ up_bias,
         "up_weight": up_weight.T,
+        "up_bias": up_bias,
     }
+    return {name: tensor.detach() for name, tensor in weights.items()}
+
+
+def _fold_layer(name: str, layer: AdaKronLayer, adapter: str, *, biases: bool) -> nn.Module:
+    if adapter not in layer.settings:  # layers_to_transform of this adapter leaves the layer alone
+        return layer.get_base_layer()
+    weights = folded_weights(layer, adapter)
+    up_bias = weights.pop("up_bias")
+    projection = _with_bias_added(name, layer.base_layer, up_bias if biases else None)
     dtype = cast(Tensor, projection.weight).dtype
     order, activation = layer.settings[adapter]
     return KronAdapter(
         projection,
-        {key: tensor.detach().to(dtype) for key, tensor in weights.items()},
+        {key: tensor.to(dtype) for key, tensor in weights.items()},
         order=order,
         activation=activation,
     )
 
 
-def _with_bias_added(name: str, projection: nn.Module, bias: Tensor) -> nn.Module:
-    """The projection with ``bias [hidden]`` added to its own; the weight is shared."""
+def _with_bias_added(name: str, projection: nn.Module, bias: Tensor | None) -> nn.Module:
+    """The projection with ``bias [hidden]`` added to its own, where there is one; the weight is shared."""
     if type(projection) not in (nn.Linear, Conv1D):
         raise ExportError(
             f"{name} is a {type(projection).__name__}; only backbones with plain Linear or Conv1D projections can "
             "be exported: load the backbone without quantisation"
         )
+    if bias is None:
+        return projection
     own = cast("Tensor | None", projection.bias)
     weight = cast(Tensor, projection.weight)
     total = bias if own is None else own.detach().to(torch.float64) + bias

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict, dataclass, fields
@@ -26,12 +27,14 @@ import msgspec
 
 from adakron_export.artifacts.listing import files_of, problems_of, sha256_of
 from adakron_export.artifacts.manifest import (
+    ADAPTER_FOLDER,
     CALIBRATION,
     LADDER,
     MANIFEST,
     MODEL,
     PARITY,
     SIGNATURE,
+    STACKS,
     Manifest,
     manifest_of,
     manifest_text,
@@ -41,6 +44,7 @@ from adakron_export.errors import ArtifactError
 from adakron_export.files.records import read_bytes, read_object, record_of
 from adakron_export.files.staging import folder_lock, write_text
 
+_log = logging.getLogger(__name__)
 T = TypeVar("T")
 _TRIES = 10  # to read an artifact without holding off its writers
 
@@ -125,7 +129,7 @@ class Artifact:
     @property
     def size_bytes(self) -> int:
         """Of the graph and its weights."""
-        files = (self.model, self.model.with_name(f"{self.model.name}_data"))
+        files = (self.model, self.model.with_name(f"{self.model.name}_data"), self.folder / STACKS)
         return sum(file.stat().st_size for file in files if file.exists())
 
     def parity(self) -> dict[str, Any] | None:
@@ -175,7 +179,9 @@ class Artifact:
         """
         problems = self.hashed.result() if self.hashed is not None else problems_of(self.folder, self.manifest.files)
         if problems:
-            raise ArtifactError(f"{self.folder}: {problems}; or export it again")
+            skip = f"{ADAPTER_FOLDER}/" in problems
+            more = "open it with skip_damaged, which leaves such adapters out" if skip else "export it again"
+            raise ArtifactError(f"{self.folder}: {problems}; or {more}")
 
     def was_replaced(self) -> bool:
         """Whether another export has taken its place since it was opened."""
@@ -222,7 +228,7 @@ def open_artifact(folder: str | Path, *, wait: bool = True) -> Artifact:
     return _read_whole(path, lambda artifact: artifact)
 
 
-def opened_with(folder: str | Path, make: Callable[[Artifact], T]) -> T:
+def opened_with(folder: str | Path, make: Callable[[Artifact], T], *, skip_damaged: bool = False) -> T:
     """What is made of an exported folder, while its files are hashed beside.
 
     Readers see one export whole: where another one takes its place meanwhile, all is made again.
@@ -230,27 +236,28 @@ def opened_with(folder: str | Path, make: Callable[[Artifact], T]) -> T:
     Args:
         folder: The artifact.
         make: Reads what it needs.
+        skip_damaged: Whether adapters of a bank whose files are damaged are left out.
 
     Raises:
         ArtifactError: `open_artifact` refuses the folder.
     """
-    return _read_whole(check_artifact(folder), make)
+    return _read_whole(check_artifact(folder), make, skip_damaged=skip_damaged)
 
 
-def _read_whole(path: Path, make: Callable[[Artifact], T]) -> T:
+def _read_whole(path: Path, make: Callable[[Artifact], T], *, skip_damaged: bool = False) -> T:
     for _ in range(_TRIES):
         with contextlib.suppress(_ReplacedError):
-            return _read_once(path, make)
+            return _read_once(path, make, skip_damaged=skip_damaged)
     with folder_lock(path):  # writers that leave no gap wait for one reader
-        return _read_once(path, make)
+        return _read_once(path, make, skip_damaged=skip_damaged)
 
 
 class _ReplacedError(ArtifactError):
     """Another export took the artifact's place while it was read."""
 
 
-def _read_once(path: Path, make: Callable[[Artifact], T]) -> T:
-    artifact = _read_artifact(path)
+def _read_once(path: Path, make: Callable[[Artifact], T], *, skip_damaged: bool) -> T:
+    artifact = _read_artifact(path, skip_damaged=skip_damaged)
     try:
         made = _made_and_checked(artifact, make)
     except Exception:
@@ -272,12 +279,31 @@ def _made_and_checked(artifact: Artifact, make: Callable[[Artifact], T]) -> T:
     return made
 
 
-def _read_artifact(path: Path) -> Artifact:
+def _read_artifact(path: Path, *, skip_damaged: bool = False) -> Artifact:
     """The artifact as its manifest says, whose files are hashed beside other work."""
     text = _manifest_bytes(path / MANIFEST)
     manifest = read_manifest(path / MANIFEST, text)
-    hashed = _beside(partial(problems_of, path, manifest.files))
+    damaged = _damaged_adapters(path, manifest) if skip_damaged else {}
+    for name, problem in damaged.items():
+        _log.warning("%s: adapter %s is left out: its folder %s", path, name, problem)
+    manifest = manifest.without(damaged)
+    ignored = tuple(f"{ADAPTER_FOLDER}/{name}/" for name in damaged)
+    hashed = _beside(partial(problems_of, path, manifest.files, ignored=ignored))
     return Artifact(path, manifest, hashlib.sha256(text).hexdigest(), hashed)
+
+
+def _damaged_adapters(path: Path, manifest: Manifest) -> dict[str, str]:
+    """The adapters of a bank whose files are not those that were written, and what is wrong with them."""
+    found = {}
+    for name in manifest.bank.adapters if manifest.bank is not None else ():
+        prefix = f"{ADAPTER_FOLDER}/{name}/"
+        files = {
+            each.removeprefix(prefix): digest for each, digest in manifest.files.items() if each.startswith(prefix)
+        }
+        problem = problems_of(path / prefix, files)
+        if problem:
+            found[name] = problem
+    return found
 
 
 def _beside(work: Callable[[], str]) -> Future[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+
 from adakron_export.artifacts.artifact import Artifact
 from adakron_export.artifacts.card_metadata import front_matter
-from adakron_export.artifacts.manifest import PARITY
+from adakron_export.artifacts.manifest import BASE, PARITY, Manifest
+from adakron_export.errors import first_few
 
 
 def model_card(artifact: Artifact, name: str) -> str:
@@ -15,7 +18,6 @@ def model_card(artifact: Artifact, name: str) -> str:
         name: The artifact's name.
     """
     manifest = artifact.manifest
-    adapter = manifest.adapter
     parity = artifact.parity()
     error = float(parity["max_abs_error"]) if parity else 0.0
     verdict = (
@@ -26,7 +28,6 @@ def model_card(artifact: Artifact, name: str) -> str:
     )
     inputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.inputs)
     outputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.outputs)
-    experts = f", {adapter['num_experts']} experts merged" if adapter["num_experts"] > 1 else ""
     measured = [row for row in artifact.attempts() if row["held"]]
     head = front_matter(
         library="adakron-export", task=manifest.task, backbone=manifest.backbone, tags=("onnx", "adakron"), name=name,
@@ -36,7 +37,7 @@ def model_card(artifact: Artifact, name: str) -> str:
 
 # {name}
 
-`{manifest.backbone}` with AdaKron adapters (r={adapter["r"]}, k={adapter["k"]}{experts}) folded in, for
+`{manifest.backbone}` with {_adapters(manifest)}, for
 {manifest.task}, exported to ONNX by adakron-export
 {manifest.versions.get("adakron-export", "")}.
 
@@ -51,9 +52,18 @@ def model_card(artifact: Artifact, name: str) -> str:
 ## Run it
 
 ```python
-{_snippet(manifest.task)}
+{_snippet(manifest)}
 ```
 """
+
+
+def _adapters(manifest: Manifest) -> str:
+    if manifest.bank is not None:
+        names = [name for name in manifest.bank.adapters if name != BASE]
+        return f"a bank of {len(names)} AdaKron adapters ({first_few([f'`{name}`' for name in names], 8)})"
+    adapter = manifest.adapter
+    experts = f", {adapter['num_experts']} experts merged" if adapter["num_experts"] > 1 else ""
+    return f"AdaKron adapters (r={adapter['r']}, k={adapter['k']}{experts}) folded in"
 
 
 def _integer_products(artifact: Artifact) -> str:
@@ -74,8 +84,13 @@ def _accuracy(artifact: Artifact) -> str:
     )
 
 
-def _snippet(task: str) -> str:
-    if task == "image-classification":
+def _snippet(manifest: Manifest) -> str:
+    if manifest.bank is not None:
+        names = [manifest.bank.first, [*manifest.bank.adapters][-1]]
+        return f"""from adakron_export import predict
+
+print(predict(".", ["A sentence.", "Another one."], adapter={json.dumps(names)}))"""
+    if manifest.task == "image-classification":
         return """import numpy as np
 from adakron_export import open_runner
 

@@ -4,6 +4,7 @@ model.engine                     TensorRT's plan; loading it runs code that is i
 adakron_engine.json              the manifest
 build.log                        everything that the builder said
 config.json, tokenizer files     as in the artifact
+adapters/NAME/                   of a bank
 """
 
 from __future__ import annotations
@@ -14,7 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from adakron_export.artifacts.listing import ENGINE_MANIFEST, files_of, problems_of, sha256_of
-from adakron_export.artifacts.manifest import SIGNATURE, Positive, TensorInfo, check_tensors, is_inside
+from adakron_export.artifacts.manifest import (
+    SIGNATURE,
+    Bank,
+    Positive,
+    SourceFile,
+    TensorInfo,
+    check_bank,
+    check_tensors,
+    is_inside,
+)
 from adakron_export.artifacts.shapes import Bounds
 from adakron_export.errors import EngineError, RunnerError
 from adakron_export.files.records import read_object, record_of
@@ -40,12 +50,16 @@ class EngineManifest:
         max_length: The longest input that the model takes, in tokens.
         profiles: Each the smallest, the best and the largest shape, as text.
         compute_capability: For which GPUs, where that was said.
+        bank: The bank that it was built of, whose adapters lie beside it.
+        max_adapters: The most adapters that it takes.
         built_on: The compute capability of the GPU that was there.
         options: What else was asked for.
         source: sha256 of the artifact's files.
         layers: Layers of the network as it was parsed.
         build_seconds: What the build took.
         command: What builds the same without this package.
+        backbone_source: The files of a bank's backbone, which its adapters belong to.
+        backbone: The name of a bank's backbone.
         files: sha256 of every file but the manifest itself.
     """
 
@@ -64,6 +78,10 @@ class EngineManifest:
     build_seconds: float
     command: str
     built_on: str | None = None
+    bank: Bank | None = None
+    max_adapters: Positive | None = None
+    backbone_source: tuple[SourceFile, ...] = ()
+    backbone: str = ""
     files: dict[str, str] = field(default_factory=dict)
 
     @property
@@ -135,6 +153,8 @@ def _read(path: Path) -> EngineManifest:
             raise EngineError(f"{path}: format version {version!r:.20}, this release reads {FORMAT_VERSION}")
         manifest = record_of(content, EngineManifest)
         check_tensors(manifest.inputs, manifest.outputs)
+        if manifest.bank is not None:
+            check_bank(manifest.bank)
         usable = manifest.flavor in FLAVORS and ENGINE in manifest.files and bool(manifest.bounds)
     except (OSError, ValueError, KeyError, IndexError, RunnerError) as error:
         raise EngineError(f"{path}: not a readable manifest ({type(error).__name__}: {error})") from error

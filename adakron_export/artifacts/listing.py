@@ -36,7 +36,7 @@ def written_files(folder: Path, manifest: str = MANIFEST) -> list[str] | None:
     return [manifest, SIGNATURE, *files] if isinstance(files, dict) else None
 
 
-def problems_of(folder: Path, files: Mapping[str, str]) -> str:
+def problems_of(folder: Path, files: Mapping[str, str], *, ignored: tuple[str, ...] = ()) -> str:
     """In what a folder is not what its manifest says, in words; empty where it is.
 
     Hidden files are no part of it: nothing reads them.
@@ -44,8 +44,9 @@ def problems_of(folder: Path, files: Mapping[str, str]) -> str:
     Args:
         folder: The artifact's or the engine's.
         files: sha256 of each of its files, by their names.
+        ignored: Folders within it that are not looked at, such as ``adapters/NAME/``.
     """
-    there = {name for name in files_of(folder) if name not in _UNLISTED}
+    there = {name for name in files_of(folder) if name not in _UNLISTED and not name.startswith(ignored)}
     missing, unlisted = sorted(files.keys() - there), sorted(there - files.keys())
     if missing:
         return f"changed since it was written: {first_few(missing)} missing; restore the files"

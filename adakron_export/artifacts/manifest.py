@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path, PurePosixPath
 from typing import Annotated, Any
@@ -14,6 +15,7 @@ from adakron_export.errors import ArtifactError
 from adakron_export.files.records import object_of, record_of
 from adakron_export.graph.dtypes import DTYPES, FLOATING
 from adakron_export.graph.keys import MULTI_HEAD_ATTENTION, PLAIN_ATTENTION
+from adakron_export.graph.layout import IDS, BankLayout
 from adakron_export.graph.targets import GraphSpec
 from adakron_export.tasks import Task
 
@@ -27,8 +29,13 @@ LADDER = "accuracy.json"
 SIGNATURE = "model.sig"  # of OpenSSF's model signing, which covers all other files
 MODEL = "model.onnx"
 MODEL_DATA = "model.onnx_data"
+STACKS = "model.onnx_adapters"  # of a sealed bank
 FORMAT_VERSION = 1
 LAYOUTS = ("flat", "transformers.js")
+ADAPTER_FOLDER = "adapters"  # of a bank: a folder for each
+BASE = "__base__"  # PEFT's name for the bare backbone
+ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+LARGEST_ROW = 2**33
 _SPEC = tuple(row.name for row in fields(GraphSpec))  # which stand among the manifest's own keys
 
 
@@ -80,6 +87,31 @@ class Tuning:
 
 
 @dataclass(frozen=True, slots=True)
+class Bank:
+    """What a bank is: an artifact whose adapters are inputs of its graph.
+
+    Attributes:
+        layout: What the graph takes of each adapter.
+        adapters: Ids by name. Without a file of stacks they are the order in which the folder's adapters are stacked.
+        places: How many adapters the file of stacks has room for; ``None`` where the stacks are inputs.
+    """
+
+    layout: BankLayout
+    adapters: dict[str, Annotated[int, msgspec.Meta(ge=0, le=2**20)]]
+    places: Positive | None = None
+
+    @property
+    def first(self) -> str:
+        """The adapter that the graph brings along, for programs that know nothing of banks."""
+        return min((name for name in self.adapters if name != BASE), key=lambda name: self.adapters[name])
+
+    @property
+    def first_id(self) -> int:
+        """Its id."""
+        return self.adapters[self.first]
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """What `adakron_export.json` holds.
 
@@ -97,6 +129,7 @@ class Manifest:
         float_dtype: What everything is in that is not rounded to 8 or 4 bits.
         calibrated_on: The text that int8 or fp8 with fixed scales was calibrated on.
         tuning: What `tune` found.
+        bank: What its adapters are, where it has many.
         plain_tokenizer: Whether ``tokenizer.json`` alone gives what transformers' tokenizer gives.
         versions: Versions of the packages that made it.
         files: sha256 of every file but the manifest itself.
@@ -115,6 +148,7 @@ class Manifest:
     float_dtype: Annotated[str, _one_of(*FLOATING)] = "fp32"
     calibrated_on: str | None = None
     tuning: Tuning | None = None
+    bank: Bank | None = None
     plain_tokenizer: bool = False
     versions: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
@@ -124,13 +158,33 @@ class Manifest:
         """Whether what is not in 8 bits is in half precision."""
         return self.float_dtype != "fp32"
 
+    @property
+    def bank_inputs(self) -> tuple[str, ...]:
+        """The inputs of its graph that are no inputs of the model: those of a bank."""
+        if self.bank is None:
+            return ()
+        stacks = self.bank.layout.stacks if self.bank.places is None else ()
+        return (IDS, *(stack.name for stack in stacks))
+
+    def without(self, adapters: Collection[str]) -> Manifest:
+        """Of a bank: without some of its adapters and their files."""
+        if self.bank is None or not adapters:
+            return self
+        left = {name: index for name, index in self.bank.adapters.items() if name not in adapters}
+        prefixes = tuple(f"{ADAPTER_FOLDER}/{name}/" for name in adapters)
+        files = {name: digest for name, digest in self.files.items() if not name.startswith(prefixes)}
+        return replace(self, bank=replace(self.bank, adapters=left), files=files)
+
     def in_fp32(self) -> Manifest:
         """Of the graph that emulates this one in fp32."""
-        return replace(self, spec=replace(self.spec, dtype="fp32"), float_dtype="fp32")
+        bank = self.bank and replace(self.bank, layout=replace(self.bank.layout, dtype="float32"))
+        return replace(self, spec=replace(self.spec, dtype="fp32"), float_dtype="fp32", bank=bank)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         content = asdict(self)
+        if self.bank is None:
+            del content["bank"]
         return {"task": content.pop("task"), **content.pop("spec"), **content}
 
 
@@ -192,7 +246,27 @@ def manifest_of(content: Mapping[str, Any]) -> Manifest:
     if lacking:
         raise ValueError(f"adapter lacks {', '.join(sorted(lacking))}")
     check_tensors(manifest.inputs, manifest.outputs)
+    if manifest.bank is not None:
+        check_bank(manifest.bank)
     return manifest
+
+
+def check_bank(bank: Bank) -> None:
+    """Raise unless a bank has adapters with names and ids of their own, and stacks of a possible size.
+
+    Raises:
+        ValueError: Names or ids lack or repeat, or a stack is too large.
+    """
+    ids = sorted(bank.adapters.values())
+    places = len(ids) if bank.places is None else bank.places
+    if not {*bank.adapters} - {BASE} or len(set(ids)) < len(ids) or ids[-1] >= places:
+        raise ValueError("bank: adapters lack, or two have one id, or an id has no place")
+    wrong = [name for name in bank.adapters if name != BASE and not ADAPTER_NAME.fullmatch(name)]
+    if wrong:
+        raise ValueError(f"bank: {wrong[0]!r:.80} is no name of an adapter")
+    names = [stack.name for stack in bank.layout.stacks]
+    if len(set(names)) < len(names) or not bank.layout.activations or bank.layout.row_bytes > LARGEST_ROW:
+        raise ValueError("bank: its stacks lack, repeat, or are larger than any adapter")
 
 
 def check_tensors(*sides: tuple[TensorInfo, ...]) -> None:

@@ -7,7 +7,7 @@ of the graph is serialised first, and the weights are written behind it, one at 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,10 +15,11 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 
-from adakron_export.artifacts.manifest import MODEL, MODEL_DATA
+from adakron_export.artifacts.manifest import MODEL, MODEL_DATA, STACKS
 from adakron_export.files.protobuf import length_prefix
 
 EXTERNAL_DATA_FROM_BYTES = 2**30  # protobuf holds 2 GiB; readers copy what they parse, so large files spare them that
+_SMALL = 256  # bytes; runtimes read shapes and axes while they infer, and only where they stand in the graph
 _PIECE = 2**22  # bytes of a weight that are copied at a time, where it is transposed
 # Field numbers of onnx.proto.
 _MODEL_GRAPH = 7
@@ -33,9 +34,11 @@ def write_model(model: ir.Model, folder: Path) -> None:
         model: The graph; its main graph holds all weights.
         folder: Where to.
     """
-    size = sum(tensor.nbytes for tensor in _weights(model).values())
-    if size >= EXTERNAL_DATA_FROM_BYTES:
-        ir.save(model, folder / MODEL, external_data=MODEL_DATA)
+    weights = _weights(model)
+    if sum(tensor.nbytes for tensor in weights.values()) >= EXTERNAL_DATA_FROM_BYTES:
+        large = {name: tensor for name, tensor in weights.items() if tensor.nbytes >= _SMALL}
+        moved = ir.external_data.convert_tensors_to_external([*large.values()], folder, MODEL_DATA)
+        _save_with(model, dict(zip(large, moved, strict=True)), folder / MODEL)
         return
     with (folder / MODEL).open("wb") as stream:
         _stream(model, stream)
@@ -58,15 +61,34 @@ def move_model(folder: Path, to: str) -> None:
         (folder / MODEL).rename(place)
 
 
+def _save_with(model: ir.Model, moved: Mapping[str, ir.TensorProtocol], file: Path) -> None:
+    """Write a graph whose weights are elsewhere; it keeps its own."""
+    values = model.graph.initializers
+    own = {name: values[name].const_value for name in moved}
+    try:
+        for name, tensor in moved.items():
+            values[name].const_value = tensor
+        ir.save(model, file)
+    finally:
+        for name, before in own.items():
+            values[name].const_value = before
+
+
 def _weights(model: ir.Model) -> dict[str, ir.TensorProtocol]:
-    initializers = model.graph.initializers.items()
-    return {name: value.const_value for name, value in initializers if value.const_value is not None}
+    """The weights that go into the file: not those that lie in one of their own, as a sealed bank's do."""
+    return {
+        name: value.const_value
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+        and not (isinstance(value.const_value, ir.ExternalTensor) and value.const_value.location == STACKS)
+    }
 
 
 def _stream(model: ir.Model, stream: BinaryIO) -> None:
     weights = _weights(model)
     rest = model.clone()
-    rest.graph.initializers.clear()
+    for name in weights:
+        del rest.graph.initializers[name]
     proto = ir.serde.serialize_model(rest)
     graph = proto.graph.SerializeToString()
     proto.ClearField("graph")

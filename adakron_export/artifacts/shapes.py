@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from adakron_export.artifacts.manifest import Manifest, TensorInfo
+from adakron_export.artifacts.manifest import Bank, Manifest, TensorInfo
 from adakron_export.errors import EngineError
-from adakron_export.options.fields import option
+from adakron_export.graph.layout import IDS
+from adakron_export.options.fields import check_record, option
 from adakron_export.quantities import parse_shape, parse_shapes
 
 Shape = tuple[int, int]  # texts and tokens
 Bounds = tuple[Shape, Shape]  # the smallest and the largest
 DEFAULT = ((1, 1), (8, 128), (32, 512))
+DEFAULT_ADAPTERS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,13 @@ class EngineShapes:
         read=parse_shapes,
     )  # fmt: skip
 
+    max_adapters: int | None = option(
+        None, "Most adapters that the engine of a bank takes.", shown="256", metavar="N", least=1
+    )
+
     def __post_init__(self) -> None:
         """Refuse what contradicts itself."""
+        check_record(self, EngineError)
         if self.profiles and (self.min_shape or self.opt_shape or self.max_shape):
             raise EngineError("name profiles, or one smallest, best and largest shape; not both")
         if any(len(shapes) != 3 for shapes in self.profiles):
@@ -130,6 +137,21 @@ def tensor_shape(info: TensorInfo, shape: Shape) -> tuple[int, ...]:
     """
     free = iter(shape)
     return tuple(next(free) if isinstance(axis, str) else axis for axis in info.shape)
+
+
+def bank_shapes(bank: Bank, profile: Profile, max_adapters: int) -> dict[str, tuple[tuple[int, ...], ...]]:
+    """The smallest, the best and the largest shape of each input that is a bank's: its ids, and its stacks.
+
+    Args:
+        bank: The bank.
+        profile: Texts and tokens; an id for each text, or one for all.
+        max_adapters: The most adapters.
+    """
+    found: dict[str, tuple[tuple[int, ...], ...]] = {IDS: ((1,), (profile.best[0],), (profile.largest[0],))}
+    best = min(max(len(bank.adapters), 1), max_adapters)
+    for stack in bank.layout.stacks if bank.places is None else ():
+        found[stack.name] = tuple((count, *stack.shape) for count in (1, best, max_adapters))
+    return found
 
 
 def choose_profile(bounds: Sequence[Bounds], shape: Shape) -> int | None:

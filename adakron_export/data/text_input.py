@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +36,35 @@ def read_texts(source: Path | IO[bytes], settings: TextSettings) -> list[Text]:
             raise DataError(f"{given[0]} is for tables ({', '.join(_TABLES)}); here every line is a text")
         lines = read_lines(source) if isinstance(source, Path) else decode_lines(source, "standard input")
         return [without_end(line) for _, line in lines]
-    rows = read_files([source], TableSettings(settings.delimiter, settings.header))
+    return _texts_of(_table(source, settings), settings)
+
+
+def read_texts_with(source: Path | IO[bytes], settings: TextSettings, column: str) -> tuple[list[Text], list[str]]:
+    """The texts of a table, and what another column says of each; see `read_texts`.
+
+    Args:
+        source: The table.
+        settings: The columns and cells, as for `read_texts`.
+        column: The other column.
+
+    Raises:
+        DataError: The source is no table, cannot be read, or has no such column.
+    """
+    if not isinstance(source, Path) or kind_of(source) not in _TABLES:
+        raise DataError(f"the column {column!r} is one of a table ({', '.join(_TABLES)}); here every line is a text")
+    if not source.is_file():
+        raise DataError(f"{source}: no such file")
+    rows = _table(source, settings)
+    others = _texts(rows, _column(rows, column))
+    without = replace(rows, columns={name: values for name, values in rows.columns.items() if name != column})
+    return _texts_of(without, settings), others
+
+
+def _table(source: Path, settings: TextSettings) -> Rows:
+    return read_files([source], TableSettings(settings.delimiter, settings.header))
+
+
+def _texts_of(rows: Rows, settings: TextSettings) -> list[Text]:
     text = _column(rows, settings.text_column)
     pair = settings.pair_column or ("context" if text == "question" and "context" in rows.columns else None)
     firsts = _texts(rows, text)

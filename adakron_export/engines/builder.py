@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron_export.artifacts.artifact import Artifact
-from adakron_export.artifacts.shapes import Profile, tensor_shape
+from adakron_export.artifacts.shapes import DEFAULT_ADAPTERS, Profile, bank_shapes, tensor_shape
 from adakron_export.engines.logger import collecting_logger
 from adakron_export.engines.settings import EngineOptions
 from adakron_export.errors import BuildError, EngineError, first_few
@@ -44,6 +44,7 @@ class BuiltEngine:
 
 def build_engine(
     artifact: Artifact, profiles: Sequence[Profile], flavor: Flavor, options: EngineOptions, *, log: Path,
+    max_adapters: int = DEFAULT_ADAPTERS,
 ) -> BuiltEngine:  # fmt: skip
     """Parse an artifact and build its engine. The precision is the graph's own.
 
@@ -53,6 +54,7 @@ def build_engine(
         flavor: The builder.
         options: How.
         log: Where everything goes that the builder says.
+        max_adapters: The most adapters, of a bank.
 
     Raises:
         EngineError: An option is refused, or there is no GPU where one is needed.
@@ -75,7 +77,7 @@ def build_engine(
             raise BuildError(f"{flavor.tool} refuses {artifact.model}: {_parser_errors(parser, artifact)}")
         config = builder.create_builder_config()
         for profile in profiles:
-            config.add_optimization_profile(_profile(builder, artifact, profile))
+            config.add_optimization_profile(_profile(builder, artifact, profile, max_adapters))
         cache = _configure(trt, config, options)
         config.progress_monitor = _monitor(trt, interrupted)
         plan = builder.build_serialized_network(network, config)
@@ -110,10 +112,13 @@ def strongly_typed(trt: Any) -> int:
     return 0
 
 
-def _profile(builder: Any, artifact: Artifact, profile: Profile) -> Any:
+def _profile(builder: Any, artifact: Artifact, profile: Profile, max_adapters: int) -> Any:
     found = builder.create_optimization_profile()
     for info in artifact.manifest.inputs:
         found.set_shape(info.name, *(tensor_shape(info, shape) for shape in profile.shapes))
+    bank = artifact.manifest.bank
+    for name, shapes in bank_shapes(bank, profile, max_adapters).items() if bank is not None else ():
+        found.set_shape(name, *shapes)
     return found
 
 

@@ -11,6 +11,7 @@ from adakron_export.checkpoints.task_model import TaskModel
 from adakron_export.graph.capture import capture
 from adakron_export.graph.dtypes import Quantisation, dtype_named
 from adakron_export.graph.lowering import lower
+from adakron_export.graph.passes.bank import BankPass
 from adakron_export.graph.passes.quantize import Int8TablesPass
 from adakron_export.graph.passes.share_transposed import CopyTransposedPass
 from adakron_export.graph.passes.static_quantization import Rounding
@@ -25,13 +26,16 @@ def torch_dtype(spec: GraphSpec) -> torch.dtype:
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[spec.floating]
 
 
-def build_graph(folded: TaskModel, spec: GraphSpec, *, calibrate: Calibrate | None = None) -> ir.Model:
+def build_graph(
+    folded: TaskModel, spec: GraphSpec, *, calibrate: Calibrate | None = None, bank: BankPass | None = None
+) -> ir.Model:
     """Trace a model on a sample batch and lower it.
 
     Args:
         folded: The folded model, in its `torch_dtype`.
         spec: What the graph is to be; complete.
         calibrate: Finds the roundings for fixed scales; without, a graph that needs them stays in half precision.
+        bank: Makes the adapters inputs, of a model that was folded without biases.
 
     Raises:
         ExportError: The model cannot be exported.
@@ -41,6 +45,8 @@ def build_graph(folded: TaskModel, spec: GraphSpec, *, calibrate: Calibrate | No
     sample = {name: t.to(floating) if t.is_floating_point() else t for name, t in sample.items()}
     assert spec.opset is not None
     captured = capture(folded, sample, opset=spec.opset)
+    if bank is not None:
+        bank(captured)
     dtype = dtype_named(spec.dtype)
     if dtype.passes is None or (spec.needs_text and calibrate is None):
         return lower(captured, spec.lowered_for)

@@ -6,6 +6,8 @@ docs/reference/kron_adapter.md is its specification.
 from __future__ import annotations
 
 import functools
+import re
+from collections.abc import Sequence
 
 import onnx
 import onnx.defs
@@ -17,6 +19,9 @@ OP_TYPE = "KronAdapter"
 VERSION = 1
 INPUTS = ("X", "A1", "B1", "A2", "B2", "U")
 OUTPUT = "Y"
+BANK_OP_TYPE = "KronAdapterBank"
+BANK_INPUTS = ("X", "IDS", "A", "B", "U")
+CODE_INPUT = "CODE"  # of a bank with several activations
 
 # Each body line reads P, the product, and writes Z. `Gelu` exists since opset 20.
 _ACTIVATION_BODIES = {
@@ -71,9 +76,7 @@ def body_text(order: str, activation: str, *, opset: int) -> str:
         opset: Version of the standard operators it is written in.
     """
     left, right = ("a2", "a1") if order == "a2_a1" else ("a1", "a2")
-    activate = _ACTIVATION_BODIES[activation]
-    if opset < 20:
-        activate = _ACTIVATION_BODIES_BEFORE_20.get(activation, activate)
+    activate = _activation_body(activation, opset)
     return f"""
         <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
         {OP_TYPE} <order: string = "{order}", activation: string = "{activation}"> ({", ".join(INPUTS)}) => ({OUTPUT})
@@ -99,6 +102,84 @@ def body_text(order: str, activation: str, *, opset: int) -> str:
 def kron_function(order: str, activation: str, *, opset: int) -> ir.Function:
     """The operator's function, to be carried by a model; arguments as for `body_text`."""
     proto = onnx.parser.parse_function(body_text(order, activation, opset=opset))
+    return ir.serde.deserialize_function(proto)
+
+
+def bank_body_text(a1: int, k: int, activations: Sequence[str], *, opset: int, casts: bool = False) -> str:
+    """The body of the operator of a bank, which computes with the weights of each row's own adapter.
+
+    Each weight's rows are gathered right before they are read: gathered earlier, they lie between the activations, and
+    ONNX Runtime takes 1.06 of the time at 8x128.
+
+    Args:
+        a1: Width of the first small network, r / k.
+        k: Width of the second one, the left factor of the product.
+        activations: Those to compute; with several, ``CODE`` says by row which counts.
+        opset: Version of the standard operators it is written in.
+        casts: Whether the stacks are in another dtype than ``X``.
+    """
+    inputs = ", ".join([*BANK_INPUTS, *([CODE_INPUT] if len(activations) > 1 else [])])
+    attributes = f'k: int = {k}, activations: string = "{" ".join(activations)}"'
+    return f"""
+        <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
+        {BANK_OP_TYPE} <{attributes}> ({inputs}) => ({OUTPUT})
+        {{
+            {_gathered("A", casts=casts)}
+            m = MatMul (X, A_rows)
+            {_gathered("B", casts=casts)}
+            both = Add (m, B_rows)
+            sizes = Constant <value_ints = [{k}, {a1}]> ()
+            a2, a1 = Split <axis = -1> (both, sizes)
+            last = Constant <value_ints = [-1]> ()
+            before_last = Constant <value_ints = [-2]> ()
+            column = Unsqueeze (a2, last)
+            row = Unsqueeze (a1, before_last)
+            outer = Mul (column, row)
+            flat = Constant <value_ints = [0, 0, -1]> ()
+            P = Reshape (outer, flat)
+            {_chosen_activation(activations, opset, casts=casts)}
+            {_gathered("U", casts=casts)}
+            delta = MatMul (Z, U_rows)
+            {OUTPUT} = Add (X, delta)
+        }}
+    """
+
+
+def _gathered(stack: str, *, casts: bool) -> str:
+    """Lines that write the rows of a stack, as ``STACK_rows``."""
+    if not casts:
+        return f"{stack}_rows = Gather <axis = 0> ({stack}, IDS)"
+    return f"{stack}_wide = Gather <axis = 0> ({stack}, IDS) {stack}_rows = CastLike ({stack}_wide, X)"
+
+
+def _chosen_activation(activations: Sequence[str], opset: int, *, casts: bool) -> str:
+    """Lines that read P, and CODE where there are several, and write Z."""
+    if len(activations) == 1:
+        return _activation_body(activations[0], opset)
+    shares = ", ".join(f"share_{index}" for index in range(len(activations)))
+    lines = [_gathered(CODE_INPUT, casts=casts)]
+    lines.append(f"{shares} = Split <axis = -1, num_outputs = {len(activations)}> ({CODE_INPUT}_rows)")
+    total = ""
+    for index, activation in enumerate(activations):  # each is 0 at 0, and is that where its share is 0
+        body = _activation_body(activation, opset)
+        for name in re.findall(r"(\w+) = [A-Z]", body):
+            body = re.sub(rf"\b{name}\b", f"{name}_{index}", body)
+        body = re.sub(r"\bP\b", f"P_{index}", body)
+        lines += [f"P_{index} = Mul (P, share_{index})", body]
+        result = "Z" if index == len(activations) - 1 else f"total_{index}"
+        lines.append(f"{result} = Add ({total}, Z_{index})" if total else "")
+        total = result if total else "Z_0"
+    return "\n".join(lines)
+
+
+def _activation_body(activation: str, opset: int) -> str:
+    body = _ACTIVATION_BODIES[activation]
+    return _ACTIVATION_BODIES_BEFORE_20.get(activation, body) if opset < 20 else body
+
+
+def bank_function(a1: int, k: int, activations: Sequence[str], *, opset: int, casts: bool) -> ir.Function:
+    """The function of a bank's operator, to be carried by a model; arguments as for `bank_body_text`."""
+    proto = onnx.parser.parse_function(bank_body_text(a1, k, activations, opset=opset, casts=casts))
     return ir.serde.deserialize_function(proto)
 
 

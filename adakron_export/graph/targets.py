@@ -35,6 +35,8 @@ class Target:
         unsigned: Whether calibrated activations are uint8, around 128, which x86 multiplies faster than int8.
         runtime: The runtime that an export for it is validated in; a name of `runtimes.table`.
         opset: Version of the standard operators where nobody asks for another.
+        optional_inputs: Whether an input may have an initializer, which counts where it is not given; other runtimes
+            take that for a constant.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Target:
     unsigned: bool = False
     runtime: str = "cpu"
     opset: int = DEFAULT_OPSET
+    optional_inputs: bool = True
 
     def floating(self, dtype: str) -> str:
         """What everything is in that is not rounded to 8 or 4 bits, where the graph is in ``dtype``."""
@@ -79,10 +82,17 @@ TARGETS: dict[str, Target] = {
             opset=ATTENTION_OPSET,
         ),
         # It reads no functions of a graph's own, and is slow with int8 that is quantised at each run.
-        Target("openvino", keeps_function=False, passes=_merged, unsigned=True, runtime="openvino"),
+        Target(
+            "openvino",
+            keeps_function=False,
+            passes=_merged,
+            unsigned=True,
+            runtime="openvino",
+            optional_inputs=False,
+        ),
         Target("ort-cuda", keeps_function=False, passes=_merged),
         # Its parser inlines functions, and shows their names in messages and in the engine inspector.
-        Target("tensorrt", keeps_function=True, float_dtype="fp16"),
+        Target("tensorrt", keeps_function=True, float_dtype="fp16", optional_inputs=False),
     )
 }
 

@@ -70,6 +70,34 @@ class ArtifactRunner(Runner, Protocol):
     pad_id: int
 
 
+class HoldingRunner(ArtifactRunner, Protocol):
+    """A runner that can hold some of its inputs where it computes, so that no call copies them."""
+
+    def feed(self, batch: Batch) -> dict[str, Array]:
+        """A batch as the graph takes it.
+
+        Raises:
+            RunnerError: The batch does not fit.
+        """
+        ...
+
+    def hold(self, stacks: Mapping[str, Array]) -> dict[str, Any]:
+        """Put arrays where the runtime computes; they must not change while a call reads them."""
+        ...
+
+    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
+        """Run what `feed` made and other inputs beside it, with what `hold` holds.
+
+        Raises:
+            RunnerError: The runtime refuses it.
+        """
+        ...
+
+    def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
+        """The same as a timed run; see `Runner.prepare`."""
+        ...
+
+
 class Exported(Protocol):
     """What the manifests of artifacts and engines have in common."""
 

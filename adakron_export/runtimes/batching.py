@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from adakron_export.artifacts.manifest import TensorInfo
 from adakron_export.errors import RunnerError
+from adakron_export.runtimes.bank import BankRunner
 from adakron_export.runtimes.base import Array, ArtifactRunner, Batch
 
 BATCH_SIZE = 16
@@ -49,7 +50,7 @@ def group_by_length(lengths: Sequence[int], *, batch_size: int = BATCH_SIZE, lon
 
 def run_texts(
     runner: ArtifactRunner, texts: Sequence[Mapping[str, Sequence[int]]], *,
-    batch_size: int = BATCH_SIZE,
+    batch_size: int = BATCH_SIZE, adapters: str | Sequence[str] | None = None,
 ) -> list[Outputs]:  # fmt: skip
     """Run tokenised texts of any lengths; the outputs come in the order of the texts.
 
@@ -58,6 +59,7 @@ def run_texts(
         texts: What a tokenizer makes of each, without padding: ``input_ids`` and perhaps ``token_type_ids``. Short
             ones are filled with the model's own token, so that no answer depends on its neighbours.
         batch_size: The most texts that run together.
+        adapters: The adapter of a bank that answers all texts, or one for each.
 
     Returns:
         By text the outputs by name, without the axis of the batch; what is per token has those of the text alone.
@@ -76,18 +78,37 @@ def run_texts(
     lengths = [len(text["input_ids"]) for text in texts]
     if 0 in lengths:
         raise RunnerError(f"text {lengths.index(0)} has no tokens")
+    run = _asked(runner, adapters, len(texts))
     per_token = {info.name for info in manifest.outputs if _follows_tokens(info)}
     found: list[Outputs] = [{} for _ in texts]
     for batch in group_by_length(lengths, batch_size=batch_size, longest=manifest.max_length):
-        outputs = runner.run(
-            _padded([texts[row] for row in batch.rows], batch.tokens, runner.input_names, runner.pad_id)
-        )
+        padded = _padded([texts[row] for row in batch.rows], batch.tokens, runner.input_names, runner.pad_id)
+        outputs = run(padded, batch.rows)
         for place, row in enumerate(batch.rows):
             found[row] = {
                 name: output[place, : lengths[row]] if name in per_token else output[place]
                 for name, output in outputs.items()
             }
     return found
+
+
+def _asked(
+    runner: ArtifactRunner, adapters: str | Sequence[str] | None, texts: int
+) -> Callable[[Batch, Sequence[int]], Outputs]:
+    """What runs a batch of these rows, each with its adapter.
+
+    Raises:
+        RunnerError: There are more or fewer adapters than texts, or the runner is no bank.
+    """
+    if adapters is None:
+        return lambda batch, _rows: runner.run(batch)
+    if not isinstance(runner, BankRunner):
+        raise RunnerError(f"{runner.name} has no adapters to choose from; leave adapters out")
+    if isinstance(adapters, str):
+        return lambda batch, _rows: runner.run(batch, adapters)
+    if len(adapters) != texts:
+        raise RunnerError(f"there are {len(adapters)} adapters for {texts} texts; name one for all, or one for each")
+    return lambda batch, rows: runner.run(batch, [adapters[row] for row in rows])
 
 
 def _follows_tokens(info: TensorInfo) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from adakron_export.artifacts.artifact import Artifact
@@ -49,6 +49,11 @@ class OpenVinoRunner:
                 f"{artifact.folder} is in {manifest.spec.dtype} for {manifest.spec.target}, which OpenVINO computes "
                 "slowly or otherwise; export with --target openvino in fp32, bf16 or, with --data, int8"
             )
+        if manifest.bank is not None and manifest.spec.lowered_for.optional_inputs:
+            raise RunnerError(
+                f"{artifact.folder} is a bank for {manifest.spec.target}; OpenVINO would take the initializers of its "
+                "inputs for constants: make the bank with --target openvino"
+            )
         if threads is not None and threads < 1:
             raise RunnerError(f"threads is {threads}; it must be at least 1")
         core = ov.Core()
@@ -70,24 +75,39 @@ class OpenVinoRunner:
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
-        feed = feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
-        with self._turn:
-            self._infer(self._request, feed)
-            return {name: self._request.get_tensor(name).data.copy() for name in self.output_names}
+        return self.run_feed(self.feed(batch), {})
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run with a request of its own; see `Runner.prepare`."""
-        feed = feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
-        request = self._compiled.create_infer_request()
+        return self.prepare_feed(self.feed(batch), {})
+
+    def feed(self, batch: Batch) -> dict[str, Array]:
+        """A batch as the graph takes it; see `HoldingRunner`."""
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
+
+    def hold(self, stacks: Mapping[str, Array]) -> dict[str, Any]:
+        """Inputs that stay, in the memory that is handed over; see `HoldingRunner`."""
+        ov = require("openvino", extra="openvino")
+        return {name: ov.Tensor(array, shared_memory=True) for name, array in stacks.items()}
+
+    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
+        """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`."""
+        with self._turn:
+            self._infer(self._request, {**feed, **held})
+            return {name: self._request.get_tensor(name).data.copy() for name in self.output_names}
+
+    def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
+        """A timed run of the same; see `HoldingRunner`."""
+        request, every = self._compiled.create_infer_request(), {**feed, **held}
 
         def once() -> float:
             start = time.perf_counter()
-            self._infer(request, feed)
+            self._infer(request, every)
             return time.perf_counter() - start
 
         return once
 
-    def _infer(self, request: Any, feed: dict[str, Array]) -> None:
+    def _infer(self, request: Any, feed: dict[str, Any]) -> None:
         try:
             request.infer(feed, share_inputs=True, share_outputs=True)
         except RuntimeError as error:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,22 +73,46 @@ class OrtRunner:
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
-        options = self._run_options(_UNRECORDED)
-        outputs = self._guarded(lambda: self.session.run(list(self.output_names), self._feed(batch), options))
-        return dict(zip(self.output_names, outputs, strict=True))
+        return self.run_feed(self.feed(batch), {})
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run; see `Runner.prepare`. On a GPU inputs and outputs are bound there, and each run is awaited."""
+        return self.prepare_feed(self.feed(batch), {})
+
+    def feed(self, batch: Batch) -> dict[str, Array]:
+        """A batch as the graph takes it; see `HoldingRunner`."""
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
+
+    def hold(self, stacks: Mapping[str, Array]) -> dict[str, Any]:
+        """Inputs that stay; see `HoldingRunner`. On the CPU they share the memory of what is handed over."""
+        import onnxruntime as ort  # noqa: TID253, RUF100
+
+        device = "cuda" if self.device in ("cuda", "tensorrt") else "cpu"
+        return {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in stacks.items()}
+
+    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
+        """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`."""
+        options = self._run_options(_UNRECORDED)
+        outputs = self._guarded(lambda: self.session.run(list(self.output_names), {**feed, **held}, options))
+        return dict(zip(self.output_names, outputs, strict=True))
+
+    def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
+        """A timed run of the same; see `HoldingRunner`."""
         self._moving.wait()
-        feed, names = self._feed(batch), list(self.output_names)
+        names = list(self.output_names)
         if self.device in ("cpu", "tensorrt-rtx"):  # the plugin takes its inputs from the host
-            return lambda: _seconds(lambda: self._guarded(lambda: self.session.run(names, feed)))
+            every = {**feed, **held}
+            return lambda: _seconds(lambda: self._guarded(lambda: self.session.run(names, every)))
         import onnxruntime as ort  # noqa: TID253, RUF100
 
         binding = self.session.io_binding()
         for name, array in feed.items():
             binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, "cuda", 0))
-        for name, array in self.run(batch).items():  # a recorded launch needs outputs that stay where they are
+        for name, value in held.items():
+            binding.bind_ortvalue_input(name, value)
+        for name, array in self.run_feed(
+            feed, held
+        ).items():  # a recorded launch needs outputs that stay where they are
             binding.bind_ortvalue_output(
                 name, ort.OrtValue.ortvalue_from_shape_and_type(array.shape, array.dtype, "cuda", 0)
             )
@@ -108,9 +132,6 @@ class OrtRunner:
         if self.device == "cuda":
             options.add_run_config_entry("gpu_graph_id", str(graph_id))
         return options
-
-    def _feed(self, batch: Batch) -> dict[str, Array]:
-        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
 
     def _guarded(self, run: Callable[[], Any]) -> Any:
         try:
@@ -237,7 +258,7 @@ def _check_signature(session: Any, manifest: Manifest, model: Path) -> None:
         ("outputs", manifest.outputs, session.get_outputs()),
     ):
         said, found = {info.name for info in infos}, {value.name for value in values}
-        if not said <= found or (kind == "inputs" and said != found):
+        if not said <= found or (kind == "inputs" and not found <= {*said, *manifest.bank_inputs}):
             raise RunnerError(f"{model} has the {kind} {', '.join(sorted(found))}, its manifest says {sorted(said)}")
 
 

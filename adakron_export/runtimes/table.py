@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from adakron_export.artifacts.artifact import Artifact
-    from adakron_export.runtimes.base import ArtifactRunner
+    from adakron_export.runtimes.base import HoldingRunner
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +46,7 @@ class Runtime:
     emulated: bool = False
     traced_on: str = "cpu"
 
-    def open(self, artifact: Artifact, *, threads: int | None = None, record_launches: bool = False) -> ArtifactRunner:
+    def open(self, artifact: Artifact, *, threads: int | None = None, record_launches: bool = False) -> HoldingRunner:
         """Open an artifact with it.
 
         Args:
@@ -60,7 +60,7 @@ class Runtime:
         """
         module, _, name = self.opener.partition(":")
         opener = getattr(importlib.import_module(module), name)
-        runner: ArtifactRunner = opener(
+        runner: HoldingRunner = opener(
             artifact, device=self.device, threads=threads, record_launches=record_launches and self.on_gpu
         )
         return runner

@@ -11,7 +11,7 @@ from typing import Any
 
 from adakron_export.artifacts.engine import EngineFolder
 from adakron_export.artifacts.manifest import TensorInfo
-from adakron_export.artifacts.shapes import Shape, bounds_text, choose_profile, shape_text, tensor_shape
+from adakron_export.artifacts.shapes import Shape, bounds_text, choose_profile, shape_text
 from adakron_export.engines.loading import LoadedEngine, load_engine
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
@@ -44,7 +44,7 @@ class TensorRTRunner:
         self._by_itself = record_launches and self.manifest.flavor == "rtx"
         self._recording = record_launches and not self._by_itself
         self._contexts = {index: self._new_context(index) for index in range(len(self.manifest.bounds))}
-        self._recorded: OrderedDict[Shape, _Launch] = OrderedDict()
+        self._recorded: OrderedDict[tuple[Any, ...], _Launch] = OrderedDict()
         self._turn = threading.Lock()  # a context computes one batch at a time
         self.name = f"{self._loaded.trt.__name__} {self.manifest.version} on {self._memory.device_name}"
         self.input_names = tuple(info.name for info in self.manifest.inputs)
@@ -52,18 +52,46 @@ class TensorRTRunner:
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`. A shape outside the engine's profiles is an error."""
-        feed = self._feed(batch)
+        return self.run_feed(self.feed(batch), {})
+
+    def prepare(self, batch: Batch) -> Callable[[], float]:
+        """A timed run; see `Runner.prepare`. Inputs and outputs stay on the GPU, and each run is awaited."""
+        return self.prepare_feed(self.feed(batch), {})
+
+    def feed(self, batch: Batch) -> dict[str, Array]:
+        """A batch as the graph takes it; see `HoldingRunner`."""
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
+
+    def hold(self, stacks: Mapping[str, Array]) -> dict[str, Any]:
+        """Inputs that stay on the GPU; see `HoldingRunner`.
+
+        Raises:
+            RunnerError: There are more adapters than the engine was built for.
+        """
+        most, count = self.manifest.max_adapters, len(next(iter(stacks.values()), ()))
+        if most is not None and count > most:
+            raise RunnerError(
+                f"the engine takes {most} adapters, and {count} are needed; build it with --max-adapters"
+            )
         with self._turn, self._memory.on_stream():
-            launch = self._launch(self._shape(feed))
+            held = {name: self._memory.zeros(array.shape, array.dtype.name) for name, array in stacks.items()}
+            for name, array in stacks.items():
+                self._memory.upload(array, held[name])
+            self._memory.synchronize()
+        return held
+
+    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
+        """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`."""
+        with self._turn, self._memory.on_stream():
+            launch = self._launch(feed, held)
             launch.put(feed)
             launch.start()
             return launch.get()
 
-    def prepare(self, batch: Batch) -> Callable[[], float]:
-        """A timed run; see `Runner.prepare`. Inputs and outputs stay on the GPU, and each run is awaited."""
-        feed = self._feed(batch)
+    def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
+        """A timed run of the same; see `HoldingRunner`."""
         with self._turn, self._memory.on_stream():
-            launch = self._new_launch(self._shape(feed))
+            launch = self._new_launch(feed, held)
             launch.put(feed)
             self._memory.synchronize()
 
@@ -76,25 +104,24 @@ class TensorRTRunner:
 
         return once
 
-    def _feed(self, batch: Batch) -> dict[str, Array]:
-        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
-
     def _shape(self, feed: Mapping[str, Array]) -> Shape:
         """Texts and tokens; images have no tokens, and those of a profile mean nothing to them."""
-        array = next(iter(feed.values()))
+        array = feed[self.input_names[0]]
         return len(array), array.shape[1] if array.ndim == 2 else self.manifest.bounds[0][0][1]
 
-    def _launch(self, shape: Shape) -> _Launch:
-        """One that was recorded for the shape, or one for this batch alone."""
+    def _launch(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> _Launch:
+        """One that was recorded for the shapes, or one for this batch alone."""
         if not self._recording:
-            return self._new_launch(shape)
-        launch = self._recorded.pop(shape, None) or self._new_launch(shape)
-        self._recorded[shape] = launch
+            return self._new_launch(feed, held)
+        key = (*(array.shape for array in feed.values()), *(tensor.data_ptr() for tensor in held.values()))
+        launch = self._recorded.pop(key, None) or self._new_launch(feed, held)
+        self._recorded[key] = launch
         while len(self._recorded) > _RECORDED_SHAPES:
             self._recorded.popitem(last=False)
         return launch
 
-    def _new_launch(self, shape: Shape) -> _Launch:
+    def _new_launch(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> _Launch:
+        shape = self._shape(feed)
         profile = choose_profile(self.manifest.bounds, shape)
         if profile is None:
             raise RunnerError(
@@ -102,7 +129,8 @@ class TensorRTRunner:
                 f"{bounds_text(self.manifest.bounds)}; split the batch, or build it with another --max-shape"
             )
         context = self._new_context(profile) if self._recording else self._contexts[profile]
-        launch = _Launch(self._loaded, context, self._memory, self.manifest.inputs, self.manifest.outputs, shape)
+        own = {name: self._memory.zeros(array.shape, array.dtype.name) for name, array in feed.items()}
+        launch = _Launch(self._loaded, context, self._memory, {**own, **held}, self.manifest.outputs)
         if self._recording:
             launch.record()
         return launch
@@ -124,18 +152,19 @@ class TensorRTRunner:
 
 
 class _Launch:
-    """One shape in one context: where its inputs and outputs lie, and how it is started."""
+    """One set of shapes in one context: where its inputs and outputs lie, and how it is started."""
 
     def __init__(
-        self, loaded: LoadedEngine, context: Any, memory: _GpuMemory, inputs: tuple[TensorInfo, ...],
-        outputs: tuple[TensorInfo, ...], shape: Shape,
+        self, loaded: LoadedEngine, context: Any, memory: _GpuMemory, inputs: Mapping[str, Any],
+        outputs: tuple[TensorInfo, ...],
     ) -> None:  # fmt: skip
         self._loaded, self._context, self._memory = loaded, context, memory
-        self._inputs = {info.name: memory.zeros(tensor_shape(info, shape), info.dtype) for info in inputs}
+        self._inputs = inputs
         self._set_shapes()
         missing = context.infer_shapes()
         if missing:
-            raise RunnerError(f"the engine's shapes of {', '.join(missing)} stay open at {shape_text(shape)}")
+            shapes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in inputs.items())
+            raise RunnerError(f"the engine's shapes of {', '.join(missing)} stay open at {shapes:.400}")
         self._outputs = {
             info.name: memory.zeros(tuple(context.get_tensor_shape(info.name)), info.dtype) for info in outputs
         }

@@ -9,24 +9,35 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from adakron_export.artifacts.adapters import (
+    AdapterRecord,
+    adapter_folder,
+    read_adapter,
+    read_adapters,
+    read_record,
+)
 from adakron_export.artifacts.artifact import Artifact, is_artifact, open_artifact, opened_with
 from adakron_export.artifacts.engine import EngineFolder, is_engine, open_engine
-from adakron_export.artifacts.manifest import Tuning
-from adakron_export.errors import RunnerError
+from adakron_export.artifacts.manifest import Bank, SourceFile, Tuning
+from adakron_export.errors import ArtifactError, RunnerError, first_few
+from adakron_export.graph.layout import BankLayout
+from adakron_export.graph.stacks import own_rows, rows_of
+from adakron_export.runtimes.bank import BankRunner
 from adakron_export.runtimes.graph_file import check_graph_file
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.runtimes.tensorrt import TensorRTRunner
-from adakron_export.subjects.space import exported_space, model_space, read_config
+from adakron_export.subjects.space import exported_space, labels_of, model_space, read_config
 from adakron_export.subjects.subject import Subject
 from adakron_export.tasks import Task
 from adakron_export.tokenization.companions import tokenizer_source
 
 if TYPE_CHECKING:
+    import onnx_ir as ir
     from peft import PeftModel
 
     from adakron_export.checkpoints.checkpoint import Checkpoint
     from adakron_export.checkpoints.task_model import TaskModel
-    from adakron_export.runtimes.base import Array, ArtifactRunner, Runner
+    from adakron_export.runtimes.base import Array, ArtifactRunner, HoldingRunner, Runner
     from adakron_export.runtimes.eager import EagerRunner
     from adakron_export.runtimes.space import InputSpace
 
@@ -93,8 +104,18 @@ class _OpenedFolder(Opened):
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """Its ``config.json``."""
-        return read_config(self._exported)
+        """Its ``config.json``, with the labels of a bank's adapter."""
+        return {**read_config(self._exported), **self.own_labels}
+
+    @cached_property
+    def _record(self) -> AdapterRecord | None:
+        name = self.subject.adapter
+        return None if name is None else read_record(adapter_folder(self._exported.folder, name))
+
+    @property
+    def own_labels(self) -> Mapping[str, Any]:
+        """What the adapter of a bank says of labels; empty for anything else."""
+        return labels_of(self._record) if self._record is not None else {}
 
     @property
     def folders(self) -> tuple[Path, ...]:
@@ -111,13 +132,48 @@ class OpenedArtifact(_OpenedFolder):
         super().__init__(subject, runner, artifact)
         self.artifact = artifact
 
+    @property
+    def adapter_source(self) -> SourceFile:
+        """The checkpoint's file that its adapter was made of."""
+        return self._record.source if self._record is not None else self.artifact.manifest.adapter_source
+
+    def graph(self) -> ir.Model:
+        """Its graph; of a bank the one of its adapter, as a model of one."""
+        import onnx_ir as ir  # noqa: F811, RUF100
+
+        graph, bank, name = ir.load(self.artifact.model), self.artifact.manifest.bank, self.subject.adapter
+        if bank is None or name is None:
+            return graph
+        from adakron_export.graph.passes.bank import OneAdapterPass, rows_in
+
+        stored = read_adapter(adapter_folder(self.artifact.folder, name))
+        rows = stored.rows if bank.places is None else rows_in(graph, bank.layout, bank.adapters[name])
+        return OneAdapterPass(bank.layout, own_rows(bank.layout, rows, stored.record.classes))(graph).model
+
+    def foreign_default(self) -> str | None:
+        """The stack in which the graph of a bank has other numbers than its first adapter; ``None`` where it has none.
+
+        Programs that know nothing of banks run with these.
+        """
+        bank = self.artifact.manifest.bank
+        if bank is None:
+            return None
+        import onnx_ir as ir  # noqa: F811, RUF100
+
+        from adakron_export.graph.passes.bank import rows_in
+
+        place = 0 if bank.places is None else bank.first_id
+        own = rows_in(ir.load(self.artifact.model), bank.layout, place)
+        first = read_adapter(adapter_folder(self.artifact.folder, bank.first)).rows
+        return next((name for name, row in own.items() if not (row == first[name]).all()), None)
+
 
 class OpenedEngine(_OpenedFolder):
     """An engine that was opened."""
 
-    runner: TensorRTRunner
+    runner: ArtifactRunner
 
-    def __init__(self, subject: Subject, runner: TensorRTRunner, engine: EngineFolder) -> None:
+    def __init__(self, subject: Subject, runner: ArtifactRunner, engine: EngineFolder) -> None:
         super().__init__(subject, runner, engine)
         self.engine = engine
 
@@ -167,14 +223,14 @@ class OpenedCheckpoint(Opened):
         """The adapter's, and the backbone's."""
         return (self.checkpoint.folder, self.checkpoint.backbone_folder) if self.checkpoint else ()
 
-    def folded(self) -> TaskModel | None:
-        """The model with its adapters folded; ``None`` for one that was handed over."""
+    def folded(self, *, biases: bool = True) -> TaskModel | None:
+        """The model with its adapters folded, as by `fold`; ``None`` for one that was handed over."""
         if self.peft_model is None:
             return None
         from adakron_export.adapter.folding import fold
         from adakron_export.checkpoints.task_model import TaskModel
 
-        return TaskModel(fold(self.peft_model), self.eager.task, pooling=self.eager.pooling)
+        return TaskModel(fold(self.peft_model, biases=biases), self.eager.task, pooling=self.eager.pooling)
 
 
 def open_subject(subject: Subject, purpose: Purpose = Purpose.RUN) -> Opened:
@@ -194,11 +250,29 @@ def open_subject(subject: Subject, purpose: Purpose = Purpose.RUN) -> Opened:
     _refuse_useless(subject)
     if is_engine(path):
         engine = open_engine(path, allow_code=subject.allow_engine_code)
-        return OpenedEngine(subject, TensorRTRunner(engine, record_launches=purpose is Purpose.TIME), engine)
+        return _open_engine(subject, engine, purpose)
     if path.is_dir() and is_artifact(path):
         runtime_on(subject.device)
-        return opened_with(path, lambda artifact: _open_artifact(subject, artifact, purpose))
+        return opened_with(
+            path, lambda artifact: _open_artifact(subject, artifact, purpose), skip_damaged=subject.skip_damaged
+        )
     return _open_checkpoint(subject)
+
+
+def _open_engine(subject: Subject, engine: EngineFolder, purpose: Purpose) -> OpenedEngine:
+    inner = TensorRTRunner(engine, record_launches=purpose is Purpose.TIME)
+    bank = engine.manifest.bank
+    if bank is None:
+        return OpenedEngine(subject, inner, engine)
+    _check_adapter(subject, bank, purpose)
+    runner = BankRunner(inner, read_adapters(engine.folder, bank))
+    return OpenedEngine(subject, runner if subject.adapter is None else runner.adapter(subject.adapter), engine)
+
+
+def _check_adapter(subject: Subject, bank: Bank, purpose: Purpose) -> None:
+    """Raise where a bank is to be compared or timed, and nobody says as which of its adapters."""
+    if subject.adapter is None and purpose is not Purpose.RUN:
+        raise RunnerError(f"{subject.path} is a bank; name one of its adapters: {first_few(bank.adapters, 8)}")
 
 
 def _refuse_useless(subject: Subject) -> None:
@@ -211,6 +285,10 @@ def _refuse_useless(subject: Subject) -> None:
     useless = [name for name, value in given.items() if value not in (None, "fp32")]
     if subject.is_exported and useless:
         raise RunnerError(f"{subject.path} is exported, and {useless[0]} is for checkpoints; leave it out")
+    if subject.adapter is not None and not is_bank(Path(subject.path)):
+        raise RunnerError(f"{subject.path} is no bank, which an adapter is to be chosen from; leave it out")
+    if subject.skip_damaged and (is_engine(Path(subject.path)) or not is_bank(Path(subject.path))):
+        raise RunnerError(f"{subject.path} is no bank of an artifact, which skip_damaged is for; leave it out")
     if subject.threads is not None and is_engine(Path(subject.path)):
         raise RunnerError(f"{subject.path} is an engine, and threads are for CPUs; leave them out")
 
@@ -218,9 +296,13 @@ def _refuse_useless(subject: Subject) -> None:
 def _open_artifact(subject: Subject, artifact: Artifact, purpose: Purpose) -> OpenedArtifact:
     if subject.tuning is not None:
         artifact = replace(artifact, manifest=replace(artifact.manifest, tuning=Tuning(**subject.tuning)))
-    opened = OpenedArtifact(
-        subject, open_artifact_on(artifact, subject.device, purpose=purpose, threads=subject.threads), artifact
-    )
+    runner = open_artifact_on(artifact, subject.device, purpose=purpose, threads=subject.threads)
+    if artifact.manifest.bank is not None:
+        _check_adapter(subject, artifact.manifest.bank, purpose)
+    if subject.adapter is not None:
+        assert isinstance(runner, BankRunner)
+        runner = runner.adapter(subject.adapter)
+    opened = OpenedArtifact(subject, runner, artifact)
     if purpose is not Purpose.RUN:
         _ = opened.space  # read while the files are known to be of this export
     return opened
@@ -236,8 +318,16 @@ def open_artifact_on(
     """
     runtime = runtime_on(device)
     check_graph_file(artifact)
-    if purpose is not Purpose.COMPARE or not (runtime.emulated and artifact.manifest.computes_in_half):
-        return runtime.open(artifact, threads=threads, record_launches=purpose is Purpose.TIME)
+    emulated = purpose is Purpose.COMPARE and runtime.emulated and artifact.manifest.computes_in_half
+    if emulated:
+        runner = _emulated(artifact)
+    else:
+        runner = runtime.open(artifact, threads=threads, record_launches=purpose is Purpose.TIME)
+    bank = artifact.manifest.bank
+    return runner if bank is None else BankRunner(runner, read_adapters(artifact.folder, bank))
+
+
+def _emulated(artifact: Artifact) -> HoldingRunner:
     import onnx_ir as ir
 
     from adakron_export.graph.emulation import emulate
@@ -276,7 +366,7 @@ def open_model(
 
 def open_runner(
     path: str | Path, *, device: str = "cpu", threads: int | None = None, backbone: str | Path | None = None,
-    allow_engine_code: bool = False,
+    adapter: str | None = None, allow_engine_code: bool = False, skip_damaged: bool = False,
 ) -> Runner:  # fmt: skip
     """Open an artifact in its runtime, an engine in TensorRT, or a checkpoint in eager PyTorch.
 
@@ -287,7 +377,12 @@ def open_runner(
             engine runs on its GPU.
         threads: Threads per operator; the runtime's choice by default.
         backbone: The checkpoint's backbone, where it names none.
+        adapter: The adapter of a bank that answers; without, each call names its own.
         allow_engine_code: Let host code run that an engine may bring along.
+        skip_damaged: Leave out adapters of a bank whose files are damaged.
+
+    Returns:
+        A runner; of a bank without ``adapter`` what `open_bank` opens.
 
     Raises:
         ArtifactError: The artifact is damaged.
@@ -295,7 +390,10 @@ def open_runner(
         RunnerError: The device is not available.
         CheckpointError: The checkpoint cannot be read.
     """
-    subject = Subject(path, backbone, device=device, threads=threads, allow_engine_code=allow_engine_code)
+    subject = Subject(
+        path, backbone, device=device, threads=threads, allow_engine_code=allow_engine_code, adapter=adapter,
+        skip_damaged=skip_damaged,
+    )  # fmt: skip
     return open_subject(subject).runner
 
 
@@ -310,9 +408,55 @@ def parameters_of(folded: TaskModel) -> dict[str, Array]:
     return found
 
 
+def bank_rows_of(opened: OpenedCheckpoint, layout: BankLayout) -> dict[str, Array]:
+    """What a bank's graph takes of a checkpoint, without the labels that the checkpoint does not have."""
+    from adakron_export.adapter.folding import adapter_tensors
+
+    model = opened.peft_model
+    assert model is not None
+    tensors = {name: tensor.numpy() for name, tensor in adapter_tensors(model).items()}
+    settings = model.active_peft_config
+    rows = rows_of(layout, tensors, order=settings.kron_order, activation=settings.activation)
+    return own_rows(layout, rows, opened.eager.config.num_labels)
+
+
+def bank_parameters_of(opened: OpenedCheckpoint, layout: BankLayout) -> dict[str, Array]:
+    """The numbers that a bank's graph computes with for a checkpoint, by the names that the graph has them by."""
+    folded = opened.folded(biases=False)
+    assert folded is not None
+    own = {place.module for place in layout.places} | {head.module for head in layout.heads}
+    shared = {name: array for name, array in parameters_of(folded).items() if name.rpartition(".")[0] not in own}
+    rows = bank_rows_of(opened, layout)
+    return {**shared, **{name: row[None].astype("float32") for name, row in rows.items()}}
+
+
 def tokenizer_folder(found: Checkpoint) -> Path:
     """Where a checkpoint's tokenizer is: beside the adapter, or with the backbone, as the artifact gets it."""
     return tokenizer_source((found.folder, found.backbone_folder)) or found.backbone_folder
+
+
+def open_bank(
+    path: str | Path, *, device: str = "cpu", threads: int | None = None, skip_damaged: bool = False,
+    allow_engine_code: bool = False,
+) -> BankRunner:  # fmt: skip
+    """Open a bank, so that each call names the adapters that answer; arguments and errors as of `open_runner`.
+
+    Raises:
+        ArtifactError: The folder is no bank.
+    """
+    runner = open_runner(
+        path, device=device, threads=threads, skip_damaged=skip_damaged, allow_engine_code=allow_engine_code
+    )
+    if not isinstance(runner, BankRunner):
+        raise ArtifactError(f"{path} is no bank; make one with `adakron-export bank create`")
+    return runner
+
+
+def is_bank(path: Path) -> bool:
+    """Whether an exported folder has many adapters."""
+    if is_engine(path):
+        return open_engine(path).manifest.bank is not None
+    return path.is_dir() and is_artifact(path) and open_artifact(path, wait=False).manifest.bank is not None
 
 
 def task_of_exported(path: str | Path) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 
+from adakron_export.artifacts.adapters import AdapterRecord
 from adakron_export.artifacts.artifact import Artifact
 from adakron_export.artifacts.engine import EngineFolder
 from adakron_export.backbones.table import backbone_row
@@ -92,6 +93,19 @@ def read_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise ArtifactError(f"{path}: not a readable configuration ({error})") from error
     return content
+
+
+def labels_of(record: AdapterRecord) -> dict[str, Any]:
+    """What an adapter of a bank says of its labels, in the place of the bank's ``config.json``.
+
+    Raises:
+        ArtifactError: The labels make no sense.
+    """
+    try:
+        record_of({name: value for name, value in record.labels.items() if name in _SETTINGS}, _Config)
+    except ValueError as error:
+        raise ArtifactError(f"the adapter's labels are not readable ({error}); add it again") from error
+    return record.labels
 
 
 def full_config(exported: Artifact | EngineFolder) -> dict[str, Any]:

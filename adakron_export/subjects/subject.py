@@ -38,6 +38,8 @@ class Subject:
     precision: str = option("fp32", "Precision of a checkpoint in eager PyTorch.", choices=PRECISIONS)
     threads: int | None = option(None, "Threads per operator.", shown="the runtime's choice", metavar="N", least=1)
     allow_engine_code: bool = option(False, "Let host code run that an engine may bring along; it has your rights.")
+    adapter: str | None = option(None, "Adapter of a bank that answers.", metavar="NAME")
+    skip_damaged: bool = option(False, "Leave out adapters of a bank whose files are damaged.")
     tuning: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:

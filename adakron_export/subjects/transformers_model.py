@@ -13,10 +13,11 @@ from torch import Tensor
 from transformers import AutoConfig, GenerationConfig, GenerationMixin, PretrainedConfig
 from transformers import modeling_outputs as outputs
 
-from adakron_export.artifacts.artifact import open_artifact
 from adakron_export.errors import RunnerError
+from adakron_export.runtimes.bank import BankRunner
 from adakron_export.runtimes.base import ArtifactRunner
-from adakron_export.subjects.opening import open_artifact_on
+from adakron_export.subjects.opening import OpenedArtifact, open_subject
+from adakron_export.subjects.subject import Subject
 from adakron_export.tasks import Task
 
 _OUTPUTS = {
@@ -59,22 +60,34 @@ class OnnxModel(OptimizedModel, GenerationMixin):  # type: ignore[misc,unused-ig
             self.main_input_name = "pixel_values"
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, *, device: str = "cpu", **_unused: Any) -> OnnxModel:
+    def from_pretrained(
+        cls, folder: str | Path, *, device: str = "cpu", adapter: str | None = None, **_unused: Any
+    ) -> OnnxModel:
         """Open an artifact.
 
         Args:
             folder: The exported folder.
             device: ``cpu``, ``openvino`` or ``cuda``; tensors go in and out on the CPU either way.
+            adapter: The adapter of a bank that answers.
 
         Raises:
             ArtifactError: The artifact is damaged.
             RunnerError: The device is not available.
         """
-        artifact = open_artifact(folder)
+        opened = open_subject(Subject(folder, device=device, adapter=adapter))
+        if not isinstance(opened, OpenedArtifact):
+            raise RunnerError(f"{folder} is no artifact; make one with `adakron-export onnx`")
+        if isinstance(opened.runner, BankRunner):
+            raise RunnerError(f"{folder} is a bank; say which adapter answers, with adapter=...")
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        labels = opened.own_labels.get("id2label")
+        if labels:
+            config.id2label = {int(index): label for index, label in labels.items()}
+            config.label2id = {label: index for index, label in config.id2label.items()}
+            config.problem_type = opened.own_labels.get("problem_type")
         # transformers compares the class's name with those that it knows for a task, and logs an error otherwise.
         named = type(config.architectures[0], (cls,), {})
-        model: OnnxModel = named(open_artifact_on(artifact, device), config, artifact.folder)
+        model: OnnxModel = named(opened.runner, config, opened.artifact.folder)
         return model
 
     def forward(self, **inputs: Any) -> Any:

@@ -20,6 +20,7 @@ from adakron_export.subjects.opening import (
     OpenedCheckpoint,
     OpenedEngine,
     Purpose,
+    bank_parameters_of,
     open_artifact_on,
     open_model,
     parameters_of,
@@ -42,11 +43,7 @@ _EMULATED_TOKENS = 24  # of a batch in which saturation is emulated: 4 s for BER
 
 def graph_of(candidate: Opened) -> ir.Model | None:
     """The candidate's graph; ``None`` where it shows none."""
-    if not isinstance(candidate, OpenedArtifact):
-        return None
-    import onnx_ir as ir
-
-    return ir.load(candidate.artifact.model)
+    return candidate.graph() if isinstance(candidate, OpenedArtifact) else None
 
 
 def dtype_of(candidate: Opened, graph: ir.Model | None) -> str:
@@ -62,6 +59,11 @@ def mismatches_of(reference: Opened, candidate: Opened, graph: ir.Model | None) 
     """In what the candidate is another model than the reference, or another one than it says."""
     found = differences(identity_of(reference), identity_of(candidate))
     if isinstance(candidate, OpenedArtifact):
+        foreign = candidate.foreign_default()
+        if foreign is not None:
+            found.append(
+                f"the graph's own {foreign} is not that of the bank's first adapter, which plain programs run"
+            )
         said, held = candidate.artifact.manifest.spec.dtype, dtype_of(candidate, graph)
         if said != held:
             found.append(f"dtype: the manifest says {said}, the graph holds {held}, whose limits count")
@@ -94,14 +96,18 @@ def common_space(reference: Opened, candidate: Opened, graph: ir.Model | None) -
     return replace(space, vocabulary=words, max_length=min(space.max_length, candidate.space.max_length))
 
 
-def compare_weights_of(reference: Opened, graph: ir.Model | None) -> WeightsReport | None:
-    """A checkpoint's weights looked for in a graph; ``None`` where either shows none."""
-    folded = reference.folded() if graph is not None and isinstance(reference, OpenedCheckpoint) else None
-    if graph is None or folded is None:
+def compare_weights_of(reference: Opened, candidate: Opened, graph: ir.Model | None) -> WeightsReport | None:
+    """A checkpoint's weights looked for in the candidate's graph; ``None`` where either shows none."""
+    if graph is None or not isinstance(reference, OpenedCheckpoint) or reference.peft_model is None:
         return None
     from adakron_export.validation.weights import compare_weights
 
     _log.info("compare the weights")
+    bank = candidate.artifact.manifest.bank if isinstance(candidate, OpenedArtifact) else None
+    if bank is not None:
+        return compare_weights(graph, bank_parameters_of(reference, bank.layout))
+    folded = reference.folded()
+    assert folded is not None
     return compare_weights(graph, parameters_of(folded))
 
 
@@ -205,7 +211,7 @@ def _provenance(reference: Opened, candidate: Opened) -> list[str]:
     """Whether the artifact was made of this very checkpoint."""
     if not isinstance(candidate, OpenedArtifact) or not isinstance(reference, OpenedCheckpoint):
         return []
-    checkpoint, source = reference.checkpoint, candidate.artifact.manifest.adapter_source
+    checkpoint, source = reference.checkpoint, candidate.adapter_source
     if checkpoint is None or sha256_of(checkpoint.weights) == source.sha256:
         return []
     return [f"the artifact was exported from another {source.name} than {checkpoint.weights}"]
@@ -216,12 +222,11 @@ def _without_vnni(candidate: Opened, batches: Sequence[NamedBatch]) -> list[str]
     if not isinstance(candidate, OpenedArtifact) or candidate.artifact.manifest.spec.dtype != "int8":
         return []
     import numpy as np
-    import onnx_ir as ir
 
     from adakron_export.graph.passes.unsigned_weights import signed_products
     from adakron_export.graph.saturation import saturating
 
-    graph = ir.load(candidate.artifact.model)
+    graph = candidate.graph()
     if not signed_products(graph):
         return []
     runner = graph_runner(saturating(graph), candidate.artifact.manifest)

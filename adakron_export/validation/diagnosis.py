@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-from adakron_export.artifacts.artifact import Artifact
 from adakron_export.backbones.table import backbone_row
+from adakron_export.graph.passes.bank import BankPass, OneAdapterPass
 from adakron_export.graph.passes.static_quantization import Kind, smoothing_in
 from adakron_export.graph.tolerance import Tolerance
 from adakron_export.runtimes.space import NamedBatch
 from adakron_export.runtimes.table import runtime_on
-from adakron_export.subjects.opening import Opened, OpenedArtifact, OpenedCheckpoint
+from adakron_export.subjects.opening import Opened, OpenedArtifact, OpenedCheckpoint, bank_rows_of
 from adakron_export.validation.divergence import Divergence, LayerError, first_divergence, layer_errors
 
 if TYPE_CHECKING:
@@ -78,9 +78,7 @@ def _traced(reference: Opened, candidate: Opened, batch: NamedBatch, tolerance: 
 
 
 def _nodes_of(opened: OpenedArtifact, batch: NamedBatch) -> list[TracedNode]:
-    import onnx_ir as ir
-
-    return _trace(ir.load(opened.artifact.model), opened, batch)
+    return _trace(opened.graph(), opened, batch)
 
 
 def _trace(graph: ir.Model, opened: OpenedArtifact, batch: NamedBatch) -> list[TracedNode]:
@@ -121,7 +119,7 @@ def _traced_checkpoint(
     modules = reference.eager.model.named_modules()
     adapters = {name for name, module in modules if isinstance(module, AdaKronLayer)}
     expected = reference.runner.trace(batch.inputs)
-    fresh = _trace(_exported_anew(reference, candidate.artifact, batch), candidate, batch)
+    fresh = _trace(_exported_anew(reference, candidate, batch), candidate, batch)
     layers = layer_errors(
         expected, module_values(nodes), module_values(fresh), tolerance=tolerance,
         mask=batch.inputs.get("attention_mask"),
@@ -129,27 +127,30 @@ def _traced_checkpoint(
     return _Traced(layers, nodes, fresh, adapters)
 
 
-def _exported_anew(reference: OpenedCheckpoint, artifact: Artifact, batch: NamedBatch) -> ir.Model:
+def _exported_anew(reference: OpenedCheckpoint, candidate: OpenedArtifact, batch: NamedBatch) -> ir.Model:
     """The checkpoint as a graph of the same target, dtype and opset.
 
     Fixed scales are found on the batch itself, after the artifact's own smoothing, so that values compare.
     """
-    import onnx_ir as ir
-
     from adakron_export.adapter.folding import fold
     from adakron_export.checkpoints.loading import load_model, task_of
     from adakron_export.checkpoints.task_model import TaskModel
     from adakron_export.graph.build import build_graph, torch_dtype
     from adakron_export.probing.calibration import calibrate
 
-    manifest = artifact.manifest
+    manifest = candidate.artifact.manifest
     assert reference.checkpoint is not None
     model = load_model(reference.checkpoint, task=manifest.task)
-    module = fold(model).to(torch_dtype(manifest.spec))
+    module = fold(model, biases=manifest.bank is None).to(torch_dtype(manifest.spec))
     folded = TaskModel(module, task_of(model), pooling=reference.eager.pooling).eval()
     find = None
     if manifest.calibrated_on:
-        smoothing = smoothing_in(ir.load(artifact.model))
+        smoothing = smoothing_in(candidate.graph())
         kind = Kind(manifest.spec.dtype)
         find = partial(calibrate, manifest=manifest, batches=[batch], kind=kind, smoothing=smoothing)
-    return build_graph(folded, manifest.spec, calibrate=find)
+    if manifest.bank is None:
+        return build_graph(folded, manifest.spec, calibrate=find)
+    layout = manifest.bank.layout
+    rows = bank_rows_of(reference, layout)
+    graph = build_graph(folded, manifest.spec, calibrate=find, bank=BankPass(layout, None))
+    return OneAdapterPass(layout, rows)(graph).model

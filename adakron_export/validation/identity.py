@@ -55,10 +55,11 @@ def identity_of(opened: Opened) -> Identity:
     names = opened.runner.input_names, opened.runner.output_names
     if isinstance(opened, OpenedArtifact):
         manifest = opened.artifact.manifest
-        config = full_config(opened.artifact)
+        config = {**full_config(opened.artifact), **opened.own_labels}
         return Identity(opened.folders, config, *names, manifest.max_length, manifest.plain_tokenizer)
     if isinstance(opened, OpenedEngine):
-        return Identity(opened.folders, full_config(opened.engine), *names, opened.engine.manifest.max_length)
+        config = {**full_config(opened.engine), **opened.own_labels}
+        return Identity(opened.folders, config, *names, opened.engine.manifest.max_length)
     assert isinstance(opened, OpenedCheckpoint)
     from adakron_export.checkpoints.task_model import position_limit
 

@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from adakron_export.artifacts.artifact import Artifact, is_artifact, open_artifact
 from adakron_export.artifacts.engine import is_engine, open_engine
 from adakron_export.artifacts.listing import files_of
+from adakron_export.graph import kron_op
 from adakron_export.graph.keys import MODULE_KEY, REWRITES_KEY
 
 if TYPE_CHECKING:
     from adakron_export.checkpoints.checkpoint import Checkpoint
 
 _log = logging.getLogger(__name__)
+_INPUTS = {kron_op.OP_TYPE: kron_op.INPUTS[1:], kron_op.BANK_OP_TYPE: (*kron_op.BANK_INPUTS[1:], kron_op.CODE_INPUT)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +27,7 @@ class AdapterInfo:
     """One adapter: the module it follows, and the shapes of its tensors."""
 
     module: str
-    shapes: Mapping[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int | str, ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,13 +176,13 @@ def _inspect_artifact(artifact: Artifact) -> ArtifactInfo:
     from adakron_export.graph.saturation import integer_products
 
     model = ir.load(artifact.model)
-    kron_nodes = [node for node in model.graph if node.domain == "adakron"]
+    kron_nodes = [node for node in model.graph if node.domain == kron_op.DOMAIN]
     adapters = tuple(
         AdapterInfo(
             node.metadata_props.get(MODULE_KEY, str(node.name)),
             {
-                name: tuple(value.shape.numpy())
-                for name, value in zip(("A1", "B1", "A2", "B2", "U"), node.inputs[1:], strict=True)
+                name: tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+                for name, value in zip(_INPUTS[node.op_type], node.inputs[1:], strict=False)
                 if value is not None and value.shape is not None
             },
         )

@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifacts.artifact import Artifact
 from adakron_export.artifacts.listing import files_of, sha256_of
-from adakron_export.artifacts.manifest import CALIBRATION, Manifest, SourceFile, TensorInfo
+from adakron_export.artifacts.manifest import CALIBRATION, Bank, Manifest, SourceFile, TensorInfo
 from adakron_export.artifacts.onnx_file import write_model
+from adakron_export.artifacts.sealed import seal_graph
 from adakron_export.checkpoints.exportable import check_padding, check_positions, check_tokenizer, check_trained
 from adakron_export.data.settings import TextSettings
 from adakron_export.errors import ExportError
 from adakron_export.extras import package_versions
 from adakron_export.files.records import write_json
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
+from adakron_export.graph.stacks import Array
 from adakron_export.graph.targets import GraphSpec
 from adakron_export.subjects.opening import tokenizer_folder
 from adakron_export.subjects.space import model_space
@@ -36,7 +38,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 CALIBRATION_TEXTS = 256
-_DESCRIBED = (
+DESCRIBED = (
     "r", "k", "activation", "kron_order", "num_experts", "scale", "rank_pattern", "layers_to_transform",
 )  # fmt: skip
 
@@ -59,8 +61,12 @@ class Source:
     data: str | None
     text: TextSettings
 
-    def folded(self, spec: GraphSpec) -> TaskModel:
+    def folded(self, spec: GraphSpec, *, biases: bool = True) -> TaskModel:
         """The model with its adapters folded, in what a graph is captured in.
+
+        Args:
+            spec: The graph.
+            biases: Whether biases move, as `adakron_export.adapter.folding.fold` says.
 
         Raises:
             ExportError: The model has values that the dtype cannot hold.
@@ -71,7 +77,7 @@ class Source:
         from adakron_export.graph.build import torch_dtype
 
         _log.info("fold the adapters")
-        module, captured_in = fold(self.model), torch_dtype(spec)
+        module, captured_in = fold(self.model, biases=biases), torch_dtype(spec)
         if captured_in is not torch.float32:
             if captured_in is torch.bfloat16 and self.eager.takes_images:
                 raise ExportError(
@@ -137,6 +143,14 @@ def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:
     return TaskModel(module, task_of(model), pooling=read_pooling(found.backbone_folder)).eval()
 
 
+@dataclass(frozen=True, slots=True)
+class BankRows:
+    """What a bank is to be, and the rows that its graph brings along: those of its first adapter."""
+
+    bank: Bank
+    first: Mapping[str, Array]
+
+
 class Making:
     """Makes the files of one checkpoint's artifact, as one graph after the other.
 
@@ -144,30 +158,40 @@ class Making:
         source: The checkpoint.
         files: The source's files, which are hashed while PyTorch traces.
         spec: The first graph; the others are captured in the same floating dtype.
+        bank: The bank that the graphs are to be of, where they are.
     """
 
-    def __init__(self, source: Source, files: Future[tuple[SourceFile, ...]], spec: GraphSpec) -> None:
+    def __init__(
+        self, source: Source, files: Future[tuple[SourceFile, ...]], spec: GraphSpec, *, bank: BankRows | None = None
+    ) -> None:
         self.source = source
         self.files = files
         self._spec = spec
+        self._bank = bank
 
     @cached_property
     def folded(self) -> TaskModel:
         """The folded model that all graphs are captured from."""
-        return self.source.folded(self._spec)
+        return self.source.folded(self._spec, biases=self._bank is None)
 
     def __call__(self, spec: GraphSpec, folder: Path) -> Artifact:
         """Make the files of a graph in the place of those that were tried before."""
         from adakron_export.graph.build import build_graph
+        from adakron_export.graph.passes.bank import BankPass, require_inputs
 
         folded = self.folded
         _log.info("export the graph (%s, opset %s)", spec.label, spec.opset)
         calibration = _Calibration(self, spec) if spec.needs_text else None
-        graph = build_graph(folded, spec, calibrate=calibration)
+        bank = None if self._bank is None else BankPass(self._bank.bank.layout, self._bank.first)
+        graph = build_graph(folded, spec, calibrate=calibration, bank=bank)
         manifest = self.manifest(graph, spec)
         _log.info("write the model")
         for name in files_of(folder):
             (folder / name).unlink()
+        if self._bank is not None and self._bank.bank.places is not None:
+            seal_graph(graph, self._bank.bank, folder)
+        if not spec.lowered_for.optional_inputs:
+            require_inputs(graph)
         self._write(graph, folder)
         if calibration is not None:
             write_json(folder / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibration.token_ids})
@@ -187,21 +211,22 @@ class Making:
         from adakron_export.adapter.config import PEFT_TYPE
         from adakron_export.checkpoints.task_model import position_limit
 
-        source = self.source
+        source, folded = self.source, self.folded
         settings, name = source.model.active_peft_config.to_dict(), source.found.backbone
         adapter, *backbone = self.files.result()
         return Manifest(
-            task=self.folded.task.value,
+            task=folded.task.value,
             spec=spec,
-            inputs=tuple(_tensor_info(value) for value in graph.graph.inputs),
+            inputs=tuple(_tensor_info(value) for value in graph.graph.inputs if value.name in folded.signature.inputs),
             outputs=tuple(_tensor_info(value) for value in graph.graph.outputs),
-            adapter={**{key: settings[key] for key in _DESCRIBED}, "peft_type": PEFT_TYPE.value},
+            adapter={**{key: settings[key] for key in DESCRIBED}, "peft_type": PEFT_TYPE.value},
             adapter_source=adapter,
             backbone_source=tuple(backbone),
             backbone=Path(name).name if Path(name).exists() else name,
-            max_length=position_limit(self.folded.model),
+            max_length=position_limit(folded.model),
             disabled_optimizers=spec.lowered_for.disabled_optimizers,
             float_dtype=spec.floating,
+            bank=None if self._bank is None else self._bank.bank,
             calibrated_on=Path(str(source.data)).name if spec.needs_text else None,
             versions=package_versions(),
         )

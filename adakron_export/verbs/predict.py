@@ -8,17 +8,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from adakron_export.artifacts.adapters import adapter_folder, read_record
 from adakron_export.artifacts.artifact import Artifact, opened_with
 from adakron_export.data import predictions
 from adakron_export.data.image_input import image_reader
 from adakron_export.data.predictions import Classes
-from adakron_export.errors import ArtifactError, RunnerError
+from adakron_export.errors import ArtifactError, RunnerError, first_few
 from adakron_export.files.records import read_object
 from adakron_export.runtimes.base import ArtifactRunner
 from adakron_export.runtimes.batching import BATCH_SIZE, Outputs, run_texts
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.subjects.opening import open_artifact_on
-from adakron_export.subjects.space import read_config
+from adakron_export.subjects.space import labels_of, read_config
 from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import Encoded, Text, TextEncoder, padding_id
 
@@ -43,6 +44,7 @@ def predict(
     batch_size: int = BATCH_SIZE,
     top_k: int | None = None,
     max_new_tokens: int | None = None,
+    adapter: str | Sequence[str] | None = None,
 ) -> list[Any]:
     """What a model answers to each text or image; texts that are about as long as one another run together.
 
@@ -54,6 +56,7 @@ def predict(
         batch_size: The most texts that run together.
         top_k: How many classes or tokens to give; the best class, or 5 tokens, by default.
         max_new_tokens: How much to write; what the model's generation settings say, or 50, by default.
+        adapter: The adapter of a bank that answers, or one for each text or image.
 
     Returns:
         By text or image: ``{label, score}`` of a class, a list of them where several hold or were asked for, and of a
@@ -64,7 +67,8 @@ def predict(
     Raises:
         ArtifactError: The artifact is damaged, or has no tokenizer or image processor.
         DataError: An image cannot be read.
-        RunnerError: There is no text, one is not of the kind that the task needs, or an option is not for the task.
+        RunnerError: There is no text, one is not of the kind that the task needs, or an option is not for the task;
+            or there is no such adapter.
     """
     _check_numbers(texts, batch_size=batch_size, top_k=top_k, max_new_tokens=max_new_tokens)
     _log.info("open the artifact")
@@ -74,11 +78,12 @@ def predict(
         """Read all that is needed; what cannot be answered is refused before."""
         task = Task(found.manifest.task)
         _check_options(task, top_k, max_new_tokens)
+        chosen = _Chosen(found, adapter, len(texts))
         if task is Task.IMAGE_CLASSIFICATION:
-            return _ImagePredictor(found, device, batch_size, top_k)
+            return _ImagePredictor(found, device, batch_size, top_k, chosen)
         for index, text in enumerate(texts, 1):
             _text(text, index, task)
-        return _Predictor(found, device, batch_size, top_k)
+        return _Predictor(found, device, batch_size, top_k, chosen)
 
     predictor = opened_with(artifact, opened)
     if isinstance(predictor, _ImagePredictor):
@@ -113,12 +118,54 @@ def _check_options(task: Task, top_k: int | None, max_new_tokens: int | None) ->
         raise RunnerError(f"max_new_tokens is for text-generation; this model is for {task}")
 
 
+class _Chosen:
+    """The adapters of a bank that answer, and what each calls its classes; of another artifact nothing but that.
+
+    Args:
+        artifact: The artifact.
+        adapter: The adapter that answers, or one for each text.
+        texts: How many texts or images there are.
+
+    Raises:
+        RunnerError: There are more or fewer names than texts, none for a bank, or some for no bank.
+        ArtifactError: There is no such adapter.
+    """
+
+    def __init__(self, artifact: Artifact, adapter: str | Sequence[str] | None, texts: int) -> None:
+        bank, self._config = artifact.manifest.bank, read_config(artifact)
+        if bank is None and adapter is not None:
+            raise RunnerError(f"{artifact.folder} is no bank, which an adapter is to be chosen from; leave it out")
+        if bank is not None and adapter is None:
+            raise RunnerError(
+                f"{artifact.folder} is a bank; say which adapter answers, with --adapter (adapter=...): "
+                f"{first_few(bank.adapters, 8)}"
+            )
+        if adapter is not None and not isinstance(adapter, str) and len(adapter) != texts:
+            raise RunnerError(
+                f"there are {len(adapter)} adapters for {texts} texts; name one for all, or one for each"
+            )
+        self.names = [adapter] * texts if isinstance(adapter, str) else list(adapter or ())
+        self._configs = {
+            name: {**self._config, **labels_of(read_record(adapter_folder(artifact.folder, name)))}
+            for name in dict.fromkeys(self.names)
+        }
+
+    def at(self, indices: Sequence[int]) -> list[str] | None:
+        """The adapters of some texts; ``None`` for what is no bank."""
+        return [self.names[index] for index in indices] if self.names else None
+
+    def classes(self, index: int, count: int) -> Classes:
+        """What the classes of a text are called."""
+        config = self._configs[self.names[index]] if self.names else self._config
+        return Classes.of(config, count)
+
+
 class _ImagePredictor:
     """An opened artifact of an image model, and what its outputs mean."""
 
-    def __init__(self, artifact: Artifact, device: str, batch_size: int, top_k: int | None) -> None:
-        self._read, self._config = image_reader(artifact.folder), read_config(artifact)
-        self._runner = open_artifact_on(artifact, device)
+    def __init__(self, artifact: Artifact, device: str, batch_size: int, top_k: int | None, chosen: _Chosen) -> None:
+        self._read, self._chosen = image_reader(artifact.folder), chosen
+        self._runner: Any = open_artifact_on(artifact, device)
         self._batch_size, self._top_k = batch_size, top_k
 
     def classify(self, files: Sequence[Any]) -> list[Any]:
@@ -128,9 +175,12 @@ class _ImagePredictor:
         found = []
         for start in range(0, len(files), self._batch_size):
             pixels = self._read([Path(file) for file in files[start : start + self._batch_size]])
-            logits = self._runner.run({"pixel_values": pixels})["logits"]
-            classes = Classes.of(self._config, logits.shape[1])
-            found += [predictions.classify(row, classes, top_k=self._top_k) for row in logits]
+            names = self._chosen.at(range(start, start + len(pixels)))
+            logits = self._runner.run({"pixel_values": pixels}, *([names] if names else []))["logits"]
+            found += [
+                predictions.classify(row, self._chosen.classes(start + index, len(row)), top_k=self._top_k)
+                for index, row in enumerate(logits)
+            ]
         return found
 
 
@@ -155,7 +205,8 @@ def _text(text: Any, index: int, task: Task) -> Text:
 class _Predictor:
     """An opened artifact, its tokenizer, and what its outputs mean."""
 
-    def __init__(self, artifact: Artifact, device: str, batch_size: int, top_k: int | None) -> None:
+    def __init__(self, artifact: Artifact, device: str, batch_size: int, top_k: int | None, chosen: _Chosen) -> None:
+        self.chosen = chosen
         self.task = Task(artifact.manifest.task)
         self.config = read_config(artifact)
         self.batch_size, self.top_k = batch_size, top_k
@@ -169,16 +220,19 @@ class _Predictor:
 
     def classify(self, texts: Sequence[Text]) -> list[Any]:
         outputs = self._run(self.encoder.encode(texts))
-        classes = Classes.of(self.config, len(outputs[0]["logits"]))
-        return [predictions.classify(row["logits"], classes, top_k=self.top_k) for row in outputs]
+        return [
+            predictions.classify(row["logits"], self.chosen.classes(index, len(row["logits"])), top_k=self.top_k)
+            for index, row in enumerate(outputs)
+        ]
 
     def tag(self, texts: Sequence[Text]) -> list[Any]:
         self._need_offsets()
         encoded = self.encoder.encode(texts)
         outputs = self._run(encoded)
-        classes = Classes.of(self.config, outputs[0]["logits"].shape[-1])
-        rows = zip(outputs, encoded, texts, strict=True)
-        return [predictions.tag(row["logits"], each, str(text), classes) for row, each, text in rows]
+        return [
+            predictions.tag(row["logits"], each, str(text), self.chosen.classes(index, row["logits"].shape[-1]))
+            for index, (row, each, text) in enumerate(zip(outputs, encoded, texts, strict=True))
+        ]
 
     def fill(self, texts: Sequence[Text]) -> list[Any]:
         mask = self.encoder.token("mask_token")
@@ -232,10 +286,10 @@ class _Predictor:
         stops = {ends} if isinstance(ends, int) else {*(ends or ())}
         count = max_new_tokens or settings.get("max_new_tokens") or _NEW_TOKENS
         found = []
-        for text, encoded in zip(texts, self.encoder.encode(texts), strict=True):
+        for index, (text, encoded) in enumerate(zip(texts, self.encoder.encode(texts), strict=True)):
             ids = list(encoded.ids)
             while len(ids) - len(encoded.ids) < count and len(ids) < self.encoder.max_length:
-                ids.append(int(self._run([Encoded(ids, [0] * len(ids))])[0]["logits"][-1].argmax()))
+                ids.append(int(self._run([Encoded(ids, [0] * len(ids), source=index)])[0]["logits"][-1].argmax()))
                 if ids[-1] in stops:
                     break
             found.append(
@@ -249,7 +303,8 @@ class _Predictor:
             {"input_ids": each.ids, "token_type_ids": [min(kind, kinds - 1) for kind in each.type_ids]}
             for each in encoded
         ]
-        return run_texts(self.runner, texts, batch_size=self.batch_size)
+        names = self.chosen.at([each.source for each in encoded])
+        return run_texts(self.runner, texts, batch_size=self.batch_size, adapters=names)
 
     def _need_offsets(self) -> None:
         if not self.encoder.has_offsets:

@@ -11,8 +11,8 @@ from adakron_export.options.fields import check_record, option
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExportSettings:
-    """How an artifact is made and written.
+class MakingSettings:
+    """How an artifact or a bank is made.
 
     Attributes:
         text: How the text of ``data`` is read.
@@ -25,7 +25,6 @@ class ExportSettings:
         None, "Version of the standard operators, 18 to 23.", shown="20; int4: 21; ort-cpu: 23", metavar="N"
     )
     per_token: bool = option(False, "Give every int8 product a scale per token, which is slower and more accurate.")
-    layout: str = option("flat", "Layout of the folder, for those who look for the model.", choices=LAYOUTS)
     validate: bool = option(True, "Compare the artifact with eager PyTorch.")
     force: bool = option(False, "Write the artifact even if a check fails.")
     text: TextSettings | None = field(default=None)
@@ -33,3 +32,19 @@ class ExportSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         check_record(self, ExportError)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExportSettings(MakingSettings):
+    """How an artifact is made and written; the fields of `MakingSettings`, and one more."""
+
+    layout: str = option("flat", "Layout of the folder, for those who look for the model.", choices=LAYOUTS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BankSettings(MakingSettings):
+    """How a bank is made and written; the fields of `MakingSettings`, and one more."""
+
+    sealed: int | None = option(
+        None, "Keep the adapters in a file with N places, for servers that bind no inputs.", metavar="N", least=1
+    )

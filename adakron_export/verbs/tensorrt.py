@@ -15,7 +15,16 @@ from pathlib import Path
 from adakron_export.artifacts.artifact import Artifact, is_artifact, open_artifact
 from adakron_export.artifacts.engine import ENGINE, LOG, EngineFolder, EngineManifest, write_engine_manifest
 from adakron_export.artifacts.listing import ENGINE_MANIFEST, written_files
-from adakron_export.artifacts.shapes import EngineShapes, Profile, profiles_for, shape_text, tensor_shape
+from adakron_export.artifacts.manifest import ADAPTER_FOLDER
+from adakron_export.artifacts.shapes import (
+    DEFAULT_ADAPTERS,
+    EngineShapes,
+    Profile,
+    bank_shapes,
+    profiles_for,
+    shape_text,
+    tensor_shape,
+)
 from adakron_export.engines.builder import BuiltEngine, build_engine
 from adakron_export.engines.settings import EngineOptions
 from adakron_export.errors import BuildError, EngineError
@@ -83,11 +92,16 @@ def export_engine(
     settings.check(chosen)
     chosen.load()
     with _opened(subject, dtype, None if data is None else str(data)) as artifact:
-        order = _Order(artifact, str(subject.path), folder, profiles_for(artifact.manifest, shapes or EngineShapes()),
-                       chosen, settings)  # fmt: skip
+        wanted = shapes or EngineShapes()
+        if wanted.max_adapters is not None and artifact.manifest.bank is None:
+            raise EngineError(f"{subject.path} is no bank; leave max_adapters out")
+        order = _Order(artifact, str(subject.path), folder, profiles_for(artifact.manifest, wanted), chosen, settings,
+                       wanted.max_adapters or DEFAULT_ADAPTERS)  # fmt: skip
         with staged_folder(folder) as staged:
             try:
-                built = build_engine(artifact, order.profiles, chosen, settings, log=staged / LOG)
+                built = build_engine(
+                    artifact, order.profiles, chosen, settings, log=staged / LOG, max_adapters=order.max_adapters
+                )
             except BuildError as error:
                 kept = folder.with_name(f"{folder.name}.failed.log")
                 shutil.copyfile(staged / LOG, kept)
@@ -96,6 +110,8 @@ def export_engine(
             (staged / ENGINE).write_bytes(built.plan)
             shutil.copyfile(artifact.folder / "config.json", staged / "config.json")
             copy_companions([artifact.folder], staged)
+            if artifact.manifest.bank is not None:
+                shutil.copytree(artifact.folder / ADAPTER_FOLDER, staged / ADAPTER_FOLDER)
             manifest = write_engine_manifest(staged, order.manifest(built)).manifest
             put_in_place(staged, folder, problem=replaceable)
     return EngineResult(EngineFolder(folder, manifest), built.plan.nbytes)
@@ -133,6 +149,11 @@ def _usable(subject: Subject, artifact: Artifact, dtype: str | None, data: str |
             f"{path} is in {own} for CPUs; export the checkpoint with --target tensorrt, in fp16, or in int8 with "
             "--data TEXT"
         )
+    if artifact.manifest.bank is not None and artifact.manifest.spec.lowered_for.optional_inputs:
+        raise EngineError(
+            f"{path} is a bank for {artifact.manifest.spec.target}; TensorRT would take the initializers of its "
+            "inputs for constants: make the bank with --target tensorrt"
+        )
     useless = {"data": data, "backbone": subject.backbone, "task": subject.task}
     for name, value in useless.items():
         if value is not None:
@@ -158,6 +179,7 @@ class _Order:
         profiles: The shapes that it takes.
         flavor: The builder.
         options: What that is told.
+        max_adapters: The most adapters, of a bank.
     """
 
     artifact: Artifact
@@ -166,9 +188,11 @@ class _Order:
     profiles: tuple[Profile, ...]
     flavor: Flavor
     options: EngineOptions
+    max_adapters: int = DEFAULT_ADAPTERS
 
     def manifest(self, built: BuiltEngine) -> EngineManifest:
         """What is to be said of a built engine."""
+        bank = self.artifact.manifest.bank
         made_of, options, gpu = self.artifact.manifest, self.options, first_gpu()
         asked = {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
         return EngineManifest(
@@ -187,6 +211,10 @@ class _Order:
             layers=built.layers,
             build_seconds=round(built.seconds, 2),
             command=self.command_line(),
+            bank=bank,
+            max_adapters=None if bank is None or bank.places is not None else self.max_adapters,
+            backbone_source=() if bank is None else made_of.backbone_source,
+            backbone="" if bank is None else made_of.backbone,
         )
 
     def command_line(self) -> str:
@@ -198,9 +226,10 @@ class _Order:
         for index, profile in enumerate(self.profiles):
             words += [f"--profile={index}"] if len(self.profiles) > 1 else []
             for kind, shape in zip(("min", "opt", "max"), profile.shapes, strict=True):
-                texts = (
+                texts = [
                     f"{info.name}:{'x'.join(map(str, tensor_shape(info, shape)))}" for info in artifact.manifest.inputs
-                )
+                ]
+                texts += self._of_bank(profile, ("min", "opt", "max").index(kind))
                 words.append(f"--{kind}Shapes={','.join(texts)}")
         if self.flavor.needs_gpu:
             words.append("--stronglyTyped")
@@ -214,3 +243,8 @@ class _Order:
         words += ["--stripWeights"] if options.strip_weights else []
         words += ["--refit"] if options.refittable else []
         return shlex.join(words)
+
+    def _of_bank(self, profile: Profile, which: int) -> list[str]:
+        bank = self.artifact.manifest.bank
+        found = {} if bank is None else bank_shapes(bank, profile, self.max_adapters)
+        return [f"{name}:{'x'.join(map(str, shapes[which]))}" for name, shapes in found.items()]

@@ -152,7 +152,9 @@ class _Trial:
             processes = {}
             for label, tuning in sides.items():
                 _log.info("open with %s", label if label in candidates else "what is best so far")
-                subject = Subject(str(self.artifact.folder), tuning=asdict(tuning))
+                bank = self.artifact.manifest.bank
+                adapter = None if bank is None else bank.first  # all take the same time
+                subject = Subject(str(self.artifact.folder), tuning=asdict(tuning), adapter=adapter)
                 processes[label] = stack.enter_context(RunnerProcess(subject))
             for shape in self.shapes:
                 found = measure(processes, shape, budget_s=self.budget_s, reference=None)

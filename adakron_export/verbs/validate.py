@@ -92,7 +92,7 @@ def validate(
     one = asked.batches.batch is not None
     generated = [each for each in made if not each.name.startswith("data-")]
     report = sides.compare(made if one else generated, seed=seed)
-    weights = compare_weights_of(reference, graph)
+    weights = compare_weights_of(reference, candidate, graph)
     report = replace(report, mismatches=(*mismatches, *report.mismatches), weights=weights)
     if texts is not None and not one:
         own = _read_text(asked, candidate, candidate.space) if mismatches and asked.candidate.is_exported else texts
@@ -118,7 +118,8 @@ class _Asked:
 
     def command(self, batch: NamedBatch) -> str:
         """The command line that repeats a batch, defaults left out."""
-        words = ["adakron-export", "validate", str(self.candidate.path), "--against", str(self.reference.path)]
+        against = f"{self.candidate.adapter}={self.reference.path}" if self.candidate.adapter else self.reference.path
+        words = ["adakron-export", "validate", str(self.candidate.path), "--against", str(against)]
         words += words_of(self.candidate, "device", "backbone", "allow_engine_code")
         words += words_of(self.reference, "backbone")
         words += words_of(self.reference, "device", "precision", prefix="against-")

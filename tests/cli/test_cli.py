@@ -27,6 +27,7 @@ def test_help_of_every_command_fits_and_imports_nothing_heavy():
     output = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     commands = output.partition("Commands:")[2].split("\n")
     assert [line.split()[0] for line in commands if line] == [
+        "bank",
         "bench",
         "check",
         "compare",

@@ -5,11 +5,13 @@
 """
 
 import contextlib
+import functools
 import json
 import os
 import resource
 import shutil
 import signal
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,16 @@ from hypothesis import HealthCheck, given, seed, settings
 from hypothesis import strategies as st
 
 import fuzzing
-from adakron_export import load_model, open_artifact, open_runner, predict
+from adakron_export import (
+    BankSettings,
+    Subject,
+    create_bank,
+    load_model,
+    open_artifact,
+    open_bank,
+    open_runner,
+    predict,
+)
 from adakron_export.artifacts.artifact import write_manifest
 from adakron_export.artifacts.engine import open_engine
 from adakron_export.cli.main import main  # noqa: TID251 - it is what is tested
@@ -63,6 +74,18 @@ class Kind:
 
 def artifact(folder, made):
     shutil.copytree(made, folder, dirs_exist_ok=True)
+
+
+@functools.cache
+def made_bank():
+    folder = Path(tempfile.mkdtemp()) / "bank"
+    reply = Subject(DEMO / "reply", backbone=DEMO / "backbone")
+    create_bank({"topic": DEMO, "reply": reply}, folder, settings=BankSettings(validate=False))
+    return folder
+
+
+def bank(folder, _):
+    shutil.copytree(made_bank(), folder, dirs_exist_ok=True)
 
 
 def checkpoint(folder, _):
@@ -135,6 +158,22 @@ def ask(folder):
     return ["predict", str(folder), "--text", "It works", "--json"]
 
 
+def run_bank(folder):
+    return open_bank(folder).run(BATCH, "reply")
+
+
+def answer_of_bank(folder):
+    return predict(folder, ["It works"], adapter="reply")
+
+
+def ask_bank(folder):
+    return [*ask(folder), "--adapter", "reply"]
+
+
+def list_adapters(folder):
+    return ["bank", "list", str(folder)]
+
+
 def inspect(folder):
     return ["inspect", str(folder)]
 
@@ -188,6 +227,11 @@ KINDS = {
     "tokenizer": Kind("tokenizer.json", artifact, fuzzing.changed_json, answer, ask, signed=True),
     "tokenizer settings": Kind("tokenizer_config.json", artifact, fuzzing.changed_json, answer, ask, signed=True),
     "parity": Kind("parity.json", artifact, fuzzing.changed_json, read_parity, inspect, signed=True),
+    "bank": Kind("adakron_export.json", bank, fuzzing.changed_json, run_bank, ask_bank),
+    "adapter of a bank": Kind("adapters/reply/adapter.json", bank, fuzzing.changed_json,
+                              answer_of_bank, list_adapters, signed=True),
+    "rows of a bank": Kind("adapters/reply/adapter.safetensors", bank, fuzzing.changed_safetensors, run_bank,
+                           ask_bank, signed=True),
     "adapter settings": Kind("adapter_config.json", checkpoint, fuzzing.changed_json, load, inspect),
     "adapter weights": Kind("adapter_model.safetensors", checkpoint, fuzzing.changed_safetensors, load, inspect),
     "labels": Kind("config.json", checkpoint, fuzzing.changed_json, load, inspect),

@@ -1,0 +1,427 @@
+"""Banks: one graph, and many adapters that it takes as inputs."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adakron_export.artifacts.adapters import (
+    adapter_folder,
+    check_name,
+    read_adapter,
+    read_record,
+)
+from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.listing import files_of, written_files
+from adakron_export.artifacts.manifest import BASE, PARITY, Bank
+from adakron_export.errors import ArtifactError, BackboneError, CheckpointError, ExportError, first_few
+from adakron_export.extras import require
+from adakron_export.files.places import check_there
+from adakron_export.files.records import read_object, write_json
+from adakron_export.files.staging import check_replaceable, check_writable, put_in_place, staged_folder
+from adakron_export.graph.targets import GraphSpec, check_spec
+from adakron_export.runtimes.bank import BankRunner, check_fits
+from adakron_export.subjects.opening import Purpose, open_subject
+from adakron_export.subjects.subject import Subject, as_subject
+from adakron_export.validation.limits import Batches, Limits
+from adakron_export.validation.mixing import answered, compare_mixed
+from adakron_export.verbs.bank_folder import (
+    bank_of,
+    change_bank,
+    finish,
+    open_bank_folder,
+    with_adapters,
+    with_member,
+    write_adapters,
+)
+from adakron_export.verbs.bank_proof import prove
+from adakron_export.verbs.making import BankRows, Making
+from adakron_export.verbs.members import layout_of, load_member, load_members
+from adakron_export.verbs.settings import BankSettings, MakingSettings
+from adakron_export.verbs.validate import validate
+
+if TYPE_CHECKING:
+    from adakron_export.data.settings import TextSettings
+    from adakron_export.graph.tolerance import Tolerance
+    from adakron_export.validation.parity import ParityReport
+
+_log = logging.getLogger(__name__)
+Adapters = Mapping[str, "str | Path | Subject"] | Sequence["str | Path | Subject"]
+
+
+@dataclass(frozen=True, slots=True)
+class BankResult:
+    """What a change of a bank came to.
+
+    Attributes:
+        folder: Where the bank is.
+        written: Whether it was written.
+        parity: What the comparison of each new adapter said, by name; empty where it was left out.
+        artifact: The bank, where it was written.
+    """
+
+    folder: Path
+    written: bool
+    parity: Mapping[str, ParityReport]
+    artifact: Artifact | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether every new adapter is its eager model."""
+        return all(report.passed for report in self.parity.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ListedAdapter:
+    """One adapter of a bank.
+
+    Attributes:
+        name: Its name.
+        id: What the graph's ``adapter_ids`` calls it.
+        settings: Its configuration.
+        labels: The names of its classes, in their order.
+        size_bytes: Size of its files.
+        stacked_bytes: What it takes in the graph's stacks, padded to the widest.
+        max_abs_error: The largest difference from its eager model when it was added; ``None`` where not compared.
+        source: The checkpoint's file, and its sha256.
+    """
+
+    name: str
+    id: int
+    settings: Mapping[str, Any]
+    labels: tuple[str, ...]
+    size_bytes: int
+    stacked_bytes: int
+    max_abs_error: float | None
+    source: tuple[str, str]
+
+
+def create_bank(
+    checkpoints: Adapters,
+    output: str | Path,
+    *,
+    target: str = "portable",
+    dtype: str = "fp32",
+    data: str | Path | None = None,
+    overwrite: bool = False,
+    limits: Limits | None = None,
+    settings: BankSettings | None = None,
+) -> BankResult:
+    """Export one graph for many adapters of a backbone, and prove each of them against its eager model.
+
+    Args:
+        checkpoints: Checkpoints by the names of their adapters, or a list of them, whose folders name them. The first
+            is what programs get that know nothing of banks.
+        output: The bank's folder.
+        target: The runtime to export for, as for `export_onnx`.
+        dtype: What the backbone computes in; adapters and heads stay in the floating dtype.
+        data: Text to find fixed scales on, where target and dtype have such.
+        overwrite: Replace an artifact that is there, in one step, at the end.
+        limits: How far the bank may be off.
+        settings: How the bank is made and written.
+
+    Raises:
+        CheckpointError: A checkpoint cannot be read, or does not belong with the others.
+        BackboneError: The backbone cannot be loaded.
+        ExportError: The model or an option cannot be exported.
+        ArtifactError: A name cannot be an adapter's, or ``output`` is something that must not be replaced.
+    """
+    limits, settings, folder = limits or Limits(), settings or BankSettings(), Path(output)
+    subjects = _named(checkpoints)
+    spec = GraphSpec(target, dtype, settings.opset, settings.per_token).complete()
+    data = None if data is None else str(data)
+    check_spec(spec, calibrated=data is not None)
+    if data is None and settings.text is not None:
+        raise ExportError("text is about how data is read; pass --data (data=...) too")
+    tolerance = _tolerance(limits, spec.dtype)
+    _check_places(subjects, folder, overwrite=overwrite)
+    if settings.validate:
+        require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
+    members = load_members(subjects, data=data, text=settings.text, force=settings.force)
+    ids = {member.name: index for index, member in enumerate(members)}
+    bank = Bank(layout_of(members, spec), ids, settings.sealed)
+    if bank.places is not None and bank.places < len(members):
+        raise ArtifactError(f"sealed has {bank.places} places for {len(members)} adapters; give it more")
+    first = next(member for member in members if member.name == bank.first)
+    with ThreadPoolExecutor(1) as beside, staged_folder(folder) as staged:
+        rows = BankRows(bank, first.stored(bank.layout).rows)
+        artifact = Making(first.source, beside.submit(first.source.files), spec, bank=rows)(spec, staged)
+        write_adapters(artifact, members)
+        reports = prove(artifact, members, tolerance=tolerance) if settings.validate else {}
+        if not (settings.force or all(report.passed for report in reports.values())):
+            return BankResult(folder, False, reports, None)
+        if first.name in reports:
+            write_json(staged / PARITY, reports[first.name].to_json())
+        artifact = finish(artifact, folder)
+        put_in_place(
+            staged, folder, problem=partial(check_replaceable, folder, ours=written_files, overwrite=overwrite)
+        )
+    return BankResult(folder, True, reports, replace(artifact, folder=folder))
+
+
+def add_to_bank(
+    bank: str | Path,
+    checkpoints: Adapters,
+    *,
+    overwrite: bool = False,
+    limits: Limits | None = None,
+    settings: MakingSettings | None = None,
+) -> BankResult:
+    """Add adapters to a bank; its graph stays as it is, and so do the outputs of the others.
+
+    Args:
+        bank: The bank's folder.
+        checkpoints: Checkpoints by the names of their adapters, or a list of them, as for `create_bank`.
+        overwrite: Replace adapters of the same names.
+        limits: How far an adapter may be off.
+        settings: Whether each is compared with its eager model, alone and in batches with the others, and whether one
+            is added that differs or changes nothing.
+
+    Raises:
+        ArtifactError: There is such an adapter, or the bank is none, is damaged, or has no place left.
+        CheckpointError: A checkpoint cannot be read, or does not fit the bank.
+    """
+    folder, subjects, settings = Path(bank), _named(checkpoints), settings or MakingSettings()
+    if settings.opset is not None or settings.per_token or settings.text is not None:
+        raise ExportError("opset, per_token and text are about the graph, which is made already; leave them out")
+    artifact = open_bank_folder(folder)
+    _check_new(artifact, subjects, overwrite=overwrite)
+    for subject in subjects.values():
+        check_there(subject.path, CheckpointError)
+    check_writable(folder)
+    task = artifact.manifest.task
+    members = [
+        load_member(name, replace(subject, task=subject.task or task), force=settings.force)
+        for name, subject in subjects.items()
+    ]
+    for member in members:
+        check_fits(artifact.manifest, member.record, str(member.source.found.path))
+    tolerance = _tolerance(limits or Limits(), artifact.manifest.spec.dtype)
+    reports: dict[str, ParityReport] = {}
+
+    def change(staged: Artifact) -> Artifact | None:
+        _check_new(staged, subjects, overwrite=overwrite)
+        changed = staged
+        for member in members:
+            changed = with_member(changed, member)
+        if settings.validate:
+            reports.update(prove(changed, members, tolerance=tolerance))
+        return changed if settings.force or all(report.passed for report in reports.values()) else None
+
+    written = change_bank(folder, change)
+    return BankResult(folder, written is not None, reports, written)
+
+
+def remove_from_bank(bank: str | Path, name: str) -> BankResult:
+    """Remove an adapter; the outputs of the others stay as they are.
+
+    Args:
+        bank: The bank's folder.
+        name: The adapter.
+
+    Raises:
+        ArtifactError: There is no such adapter, or it is the one that programs get that know nothing of banks.
+    """
+    folder = Path(bank)
+
+    def change(staged: Artifact) -> Artifact:
+        known = bank_of(staged)
+        if name not in known.adapters:
+            raise ArtifactError(f"{folder} has no adapter {name!r:.80}; there are {first_few(known.adapters, 8)}")
+        if name in (BASE, known.first):
+            raise ArtifactError(
+                f"{name} is what programs get that know nothing of banks, and part of the graph; make a bank without "
+                "it: `adakron-export bank create`"
+            )
+        shutil.rmtree(adapter_folder(staged.folder, name))
+        left = [each for each in known.adapters if each != name]
+        return with_adapters(staged, left)
+
+    return BankResult(folder, True, {}, change_bank(folder, change))
+
+
+def validate_bank(
+    bank: str | Path | Subject,
+    *,
+    against: Mapping[str, str | Path | Subject],
+    data: str | Path | None = None,
+    text: TextSettings | None = None,
+    limits: Limits | None = None,
+    batches: Batches | None = None,
+) -> dict[str, ParityReport]:
+    """Compare adapters of a bank with their checkpoints, alone and in batches with one another.
+
+    Args:
+        bank: The bank.
+        against: The checkpoints by the names of their adapters.
+        data: Text to run each adapter on too, as for `validate`.
+        text: How that text is read.
+        limits: How far an adapter may be off.
+        batches: What both are run on.
+
+    Returns:
+        A report for each adapter. Where one diverges, it names the layer and the node.
+
+    Raises:
+        ArtifactError: The folder is no bank, or has no such adapter.
+        CheckpointError: A checkpoint cannot be read.
+    """
+    subject = as_subject(bank)
+    artifact = open_bank_folder(Path(subject.path))
+    reports, answers = {}, None
+    for name, checkpoint in against.items():
+        adapter_folder(artifact.folder, name)
+        _log.info("compare adapter %s", name)
+        reports[name] = validate(
+            replace(subject, adapter=name), against=checkpoint, data=data, text=text, limits=limits, batches=batches
+        )
+        if (batches or Batches()).batch is None and not reports[name].mismatches:
+            reference = replace(as_subject(checkpoint), task=as_subject(checkpoint).task or artifact.manifest.task)
+            answers = answered(answers, name, open_subject(reference, Purpose.COMPARE))
+    if answers is None:
+        return reports
+    runner = open_subject(subject).runner
+    assert isinstance(runner, BankRunner)
+    mixed = compare_mixed(runner, answers, first=tuple(answers.of), tolerance=next(iter(reports.values())).tolerance)
+    return {name: replace(report, rows=(*report.rows, *mixed.get(name, ()))) for name, report in reports.items()}
+
+
+def list_bank(bank: str | Path) -> list[ListedAdapter]:
+    """The adapters of a bank, in the order of their ids.
+
+    Args:
+        bank: The bank's folder.
+
+    Raises:
+        ArtifactError: The folder is no bank, or is damaged.
+    """
+    artifact = open_bank_folder(Path(bank), wait=True)
+    known = bank_of(artifact)
+    return [_listed(artifact, known, name) for name in sorted(known.adapters, key=lambda name: known.adapters[name])]
+
+
+def export_adapter(bank: str | Path, name: str, output: str | Path, *, overwrite: bool = False) -> Path:
+    """Write one adapter as ONNX Runtime's own ``.onnx_adapter``, for calls from any of its languages.
+
+    Args:
+        bank: The bank's folder.
+        name: The adapter.
+        output: The file to write.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        ArtifactError: There is no such adapter, the bank is sealed, or the file is there already.
+    """
+    ort = require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
+    folder, file = Path(bank), Path(output)
+    artifact = open_bank_folder(folder, wait=True)
+    known = bank_of(artifact)
+    if known.places is not None:
+        raise ArtifactError(f"{folder} is sealed: its graph takes adapter_ids and no adapter of a file")
+    if file.exists() and not overwrite:
+        raise ArtifactError(f"{file} is there already; --overwrite (overwrite=True) replaces it")
+    check_writable(file)
+    rows = read_adapter(adapter_folder(folder, name)).rows
+    values = {stack: ort.OrtValue.ortvalue_from_numpy(row[None]) for stack, row in rows.items()}
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    adapter.set_parameters(values)
+    beside = file.with_name(f".{file.name}.partial")
+    try:
+        adapter.export_adapter(str(beside))
+        beside.replace(file)
+    finally:
+        beside.unlink(missing_ok=True)
+    return file
+
+
+def _tolerance(limits: Limits, dtype: str) -> Tolerance:
+    if limits.max_drop is not None:
+        raise ExportError("max_drop is for one model and its text; validate each adapter of the bank with it")
+    return limits.tolerance(dtype)
+
+
+def _named(checkpoints: Adapters) -> dict[str, Subject]:
+    """Subjects by the names of their adapters.
+
+    Raises:
+        ArtifactError: There is none, a name cannot be an adapter's, or two are alike.
+    """
+    if isinstance(checkpoints, Mapping):
+        pairs = [(name, as_subject(each)) for name, each in checkpoints.items()]
+    else:
+        subjects = [as_subject(each) for each in checkpoints]
+        pairs = [(_folder_name(subject.path), subject) for subject in subjects]
+    named: dict[str, Subject] = {}
+    for name, subject in pairs:
+        check_name(name)
+        if name in named:
+            raise ArtifactError(
+                f"two adapters are called {name!r} ({named[name].path} and {subject.path}); name them: NAME=CHECKPOINT"
+            )
+        named[name] = subject
+    if not named:
+        raise ArtifactError("there is no adapter to take; give NAME=CHECKPOINT")
+    return named
+
+
+def _folder_name(path: str | Path) -> str:
+    """What an adapter is called that nobody named: its folder, or the last part of its hub id."""
+    found = Path(path)
+    return (found.parent if found.is_file() else found).resolve().name if found.exists() else found.name
+
+
+def _check_places(subjects: Mapping[str, Subject], folder: Path, *, overwrite: bool) -> None:
+    for subject in subjects.values():
+        check_there(subject.path, CheckpointError)
+        if subject.backbone is not None:
+            check_there(subject.backbone, BackboneError)
+    problem = check_replaceable(folder, ours=written_files, overwrite=overwrite)
+    if problem:
+        raise ArtifactError(problem)
+    check_writable(folder)
+
+
+def _check_new(artifact: Artifact, subjects: Mapping[str, Subject], *, overwrite: bool) -> None:
+    """Raise where an adapter has the name of one that must stay, or there is no place for all."""
+    known = bank_of(artifact)
+    there = [name for name in subjects if name in known.adapters]
+    if there and not overwrite:
+        raise ArtifactError(
+            f"{artifact.folder} has an adapter {there[0]!r} already; --overwrite (overwrite=True) replaces it"
+        )
+    if known.first in there:
+        raise ArtifactError(
+            f"{known.first} is what programs get that know nothing of banks, and part of the graph; make the bank "
+            "anew: `adakron-export bank create --overwrite`"
+        )
+    needed = len({*known.adapters, *subjects})
+    if known.places is not None and needed > known.places:
+        raise ArtifactError(
+            f"{artifact.folder} has {known.places} places, and {needed} adapters would be in it; remove one, or make "
+            "the bank anew with a larger --sealed"
+        )
+
+
+def _listed(artifact: Artifact, bank: Bank, name: str) -> ListedAdapter:
+    folder = adapter_folder(artifact.folder, name)
+    record, parity = read_record(folder), folder / PARITY
+    error = None
+    if parity.is_file():
+        try:
+            error = float(read_object(parity)["max_abs_error"])
+        except (OSError, ValueError, KeyError, TypeError) as wrong:
+            raise ArtifactError(f"{parity}: not readable ({wrong})") from wrong
+    labels = record.labels.get("id2label") or {}
+    return ListedAdapter(
+        name, bank.adapters[name], record.settings, tuple(map(str, labels.values())),
+        sum((folder / file).stat().st_size for file in files_of(folder)), bank.layout.row_bytes, error,
+        (record.source.name, record.source.sha256),
+    )  # fmt: skip

@@ -1,0 +1,133 @@
+"""A bank's folder, changed in one step: its files stay, as links, but for those that are written anew."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from adakron_export.artifacts.adapters import write_adapter
+from adakron_export.artifacts.artifact import Artifact, open_artifact, write_manifest
+from adakron_export.artifacts.card import model_card
+from adakron_export.artifacts.manifest import ADAPTER_FOLDER, CARD, Bank
+from adakron_export.artifacts.sealed import seal, write_row
+from adakron_export.errors import AdaKronError, ArtifactError
+from adakron_export.files.staging import put_in_place, staged_folder
+from adakron_export.verbs.members import Member
+
+_TRIES = 5  # to put a change in place, where others change the bank at once
+
+
+def open_bank_folder(folder: Path, *, wait: bool = False) -> Artifact:
+    """A bank, as its manifest says.
+
+    Args:
+        folder: Where it is.
+        wait: Check its files now.
+
+    Raises:
+        ArtifactError: The folder is no bank, or is damaged.
+    """
+    artifact = open_artifact(folder, wait=wait)
+    if artifact.manifest.bank is None:
+        raise ArtifactError(f"{folder} is an artifact of one adapter; make a bank with `adakron-export bank create`")
+    return artifact
+
+
+def bank_of(artifact: Artifact) -> Bank:
+    """What is said of the adapters."""
+    assert artifact.manifest.bank is not None
+    return artifact.manifest.bank
+
+
+def write_adapters(artifact: Artifact, members: Sequence[Member]) -> None:
+    """Write the adapters of a bank that is being made."""
+    known = bank_of(artifact)
+    stored = {member.name: member.stored(known.layout) for member in members}
+    for name, adapter in stored.items():
+        write_adapter(artifact.folder / ADAPTER_FOLDER / name, adapter)
+    if known.places is not None:
+        seal(artifact, {name: adapter.rows for name, adapter in stored.items()})
+
+
+def with_member(artifact: Artifact, member: Member) -> Artifact:
+    """A staged bank with another adapter in it."""
+    known, name = bank_of(artifact), member.name
+    place = artifact.folder / ADAPTER_FOLDER / name
+    stored = member.stored(known.layout)
+    if place.exists():
+        shutil.rmtree(place)
+    write_adapter(place, stored)
+    changed = with_adapters(artifact, [*known.adapters, *([] if name in known.adapters else [name])])
+    if known.places is not None:
+        write_row(changed, name, stored.rows)
+    return changed
+
+
+def with_adapters(artifact: Artifact, names: Sequence[str]) -> Artifact:
+    """A staged bank that names other adapters: in a file of stacks, those that were there keep their places."""
+    known = bank_of(artifact)
+    if known.places is None:
+        ids = {name: index for index, name in enumerate(names)}
+    else:
+        ids = {name: known.adapters[name] for name in names if name in known.adapters}
+        free = iter(index for index in range(known.places) if index not in ids.values())
+        ids |= {name: next(free) for name in names if name not in ids}
+    return replace(artifact, manifest=replace(artifact.manifest, bank=replace(known, adapters=ids)))
+
+
+def change_bank(folder: Path, change: Callable[[Artifact], Artifact | None]) -> Artifact | None:
+    """Change a bank in one step; where another writer was faster, its change is taken in and all is done again.
+
+    Args:
+        folder: The bank.
+        change: Makes the new bank in a staged copy, whose files are links to those that stay; ``None`` where nothing
+            is to be written.
+    """
+    for _ in range(_TRIES):
+        with staged_folder(folder) as staged:
+            before = _copy_of(folder, staged)
+            changed = change(replace(before, folder=staged))
+            if changed is None:
+                return None
+            finished = finish(changed, folder)
+            try:
+                put_in_place(staged, folder, problem=partial(_replaced, before))
+            except AdaKronError as error:
+                if str(error) == _REPLACED:
+                    continue
+                raise
+            return replace(finished, folder=folder)
+    raise ArtifactError(f"{folder}: others change it again and again; try once more when that is over")
+
+
+_REPLACED = "the bank was changed meanwhile"
+
+
+def _replaced(before: Artifact) -> str | None:
+    return _REPLACED if before.was_replaced() else None
+
+
+def _copy_of(folder: Path, staged: Path) -> Artifact:
+    """A bank's files in a staged folder, as links to the same ones; a file that is changed is written anew."""
+    before = open_bank_folder(folder)
+    for name in before.manifest.files:
+        place = staged / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(folder / name, place, follow_symlinks=False)
+        except OSError:
+            shutil.copy2(folder / name, place)
+    before.check()
+    return before
+
+
+def finish(artifact: Artifact, folder: Path) -> Artifact:
+    """The card and the manifest of a staged bank."""
+    card = artifact.folder / CARD
+    card.unlink(missing_ok=True)  # a link to the one that stands
+    card.write_text(model_card(artifact, folder.name), encoding="utf-8")
+    return write_manifest(artifact.folder, artifact.manifest)
