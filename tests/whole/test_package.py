@@ -120,7 +120,8 @@ def test_the_readmes_commands_print_what_it_shows(cli, tmp_path, monkeypatch):
 
 
 def test_the_readmes_code_runs_as_it_stands(tmp_path, monkeypatch):
-    shutil.copytree(DEMO, tmp_path / "checkpoint")
+    for name in ("checkpoint", "other-checkpoint"):
+        shutil.copytree(DEMO, tmp_path / name)
     monkeypatch.chdir(tmp_path)
     namespace = {"backbone": backbone_of("bert")}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
