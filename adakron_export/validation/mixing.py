@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from adakron_export.artifacts.manifest import Manifest
+from adakron_export.graph.dtypes import dtype_named
 from adakron_export.graph.tolerance import Tolerance
 from adakron_export.runtimes.bank import BankRunner
 from adakron_export.runtimes.base import Array
@@ -37,6 +39,19 @@ def answered(answers: Answers | None, name: str, reference: Opened) -> Answers:
         batches = make_batches(reference.space)
         answers = Answers(next(each for each in batches if each.name == ("three-images" if image else "realistic")))
     return Answers(answers.batch, {**answers.of, name: reference.runner.run(answers.batch.inputs)})
+
+
+def completed(answers: Answers, runner: BankRunner) -> Answers:
+    """The answers with those of the other adapters, as the bank itself gives them for one adapter alone.
+
+    Limits of 8 and 4 bits are for batches, and no single row can be held to them: there all answers are the bank's.
+    """
+    quantised = dtype_named(runner.manifest.spec.dtype).quantised if isinstance(runner.manifest, Manifest) else False
+    own = {} if quantised else dict(answers.of)
+    for name in runner.names:
+        if name not in own:
+            own[name] = runner.adapter(name).run(answers.batch.inputs)
+    return Answers(answers.batch, own)
 
 
 def compare_mixed(

@@ -30,7 +30,7 @@ from adakron_export.runtimes.bank import BankRunner, check_fits
 from adakron_export.subjects.opening import Purpose, open_subject
 from adakron_export.subjects.subject import Subject, as_subject
 from adakron_export.validation.limits import Batches, Limits
-from adakron_export.validation.mixing import answered, compare_mixed
+from adakron_export.validation.mixing import answered, compare_mixed, completed
 from adakron_export.verbs.bank_folder import (
     bank_of,
     change_bank,
@@ -288,7 +288,9 @@ def validate_bank(
         return reports
     runner = open_subject(subject).runner
     assert isinstance(runner, BankRunner)
-    mixed = compare_mixed(runner, answers, first=tuple(answers.of), tolerance=next(iter(reports.values())).tolerance)
+    first = tuple(answers.of)
+    answers = completed(answers, runner)
+    mixed = compare_mixed(runner, answers, first=first, tolerance=next(iter(reports.values())).tolerance)
     return {name: replace(report, rows=(*report.rows, *mixed.get(name, ()))) for name, report in reports.items()}
 
 

@@ -18,7 +18,7 @@ from adakron_export.subjects.subject import Subject
 from adakron_export.validation.batches import make_batches
 from adakron_export.validation.comparison import Sides, compare_weights_of
 from adakron_export.validation.identity import differences, identity_of
-from adakron_export.validation.mixing import Answers, answered, compare_mixed
+from adakron_export.validation.mixing import Answers, answered, compare_mixed, completed
 from adakron_export.verbs.members import Member
 
 if TYPE_CHECKING:
@@ -57,9 +57,7 @@ def prove(artifact: Artifact, members: Sequence[Member], *, tolerance: Tolerance
                 report = replace(report, mismatches=mismatches, weights=weights)
         reports[member.name] = report
     assert answers is not None
-    for name in runner.names:
-        if name not in answers.of:
-            answers.of[name] = runner.adapter(name).run(answers.batch.inputs)
+    answers = completed(answers, runner)
     mixed = compare_mixed(runner, answers, first=tuple(reports), tolerance=tolerance)
     for name, report in reports.items():
         reports[name] = replace(report, rows=(*report.rows, *mixed[name]))

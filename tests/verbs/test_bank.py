@@ -42,6 +42,7 @@ from adakron_export.artifacts.onnx_file import write_model
 from adakron_export.errors import AdaKronError, ArtifactError, CheckpointError, EngineError, ExportError, RunnerError
 from adakron_export.files.records import read_object, write_json
 from adakron_export.tasks import Task, auto_class
+from conftest import DEMO
 from tiny import adapted, backbone_of, save_backbone
 
 UNPROVEN = BankSettings(validate=False)
@@ -105,6 +106,12 @@ def alone(checkpoint, folder, batch):
     """What the artifact of one adapter answers."""
     export_onnx(checkpoint, folder, settings=ExportSettings(validate=False))
     return open_runner(folder).run(batch)["logits"]
+
+
+def test_single_rows_are_not_held_to_the_limits_of_batches(tmp_path):
+    """The two demos hold in 4 bits, each alone."""
+    reply = Subject(DEMO / "reply", backbone=DEMO / "backbone")
+    assert create_bank({"topic": DEMO, "reply": reply}, tmp_path / "bank", dtype="int4").passed
 
 
 def test_each_row_is_answered_by_its_own_adapter(made, checkpoints, batch, tmp_path):
