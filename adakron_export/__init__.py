@@ -41,8 +41,8 @@ if TYPE_CHECKING:
         export_adapter,
         list_bank,
         remove_from_bank,
-        validate_bank,
     )
+    from adakron_export.verbs.bank_proof import validate_bank
     from adakron_export.verbs.bench import BenchReport, bench
     from adakron_export.verbs.convert import convert
     from adakron_export.verbs.inspect import inspect
@@ -105,7 +105,7 @@ _HOMES = {
     "train": "verbs.train",
     "tune": "verbs.tune",
     "validate": "verbs.validate",
-    "validate_bank": "verbs.bank",
+    "validate_bank": "verbs.bank_proof",
 }
 
 __all__ = [

@@ -6,6 +6,7 @@ serves it opens it anew.
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -47,9 +48,9 @@ def write_row(artifact: Artifact, name: str, rows: Mapping[str, Array]) -> None:
         rows: Its rows by stack.
     """
     bank, file = _bank(artifact), artifact.folder / STACKS
-    content = file.read_bytes()
-    file.unlink()
-    file.write_bytes(content)
+    copy = file.with_name(f"{STACKS}.copy")  # in a staged folder, which is nobody else's
+    shutil.copyfile(file, copy)
+    copy.replace(file)
     memory = np.memmap(file, mode="r+", dtype=np.uint8)
     _write(memory, bank, _offsets(bank)[0], bank.adapters[name], rows)
     memory.flush()

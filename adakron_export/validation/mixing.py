@@ -6,8 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from adakron_export.artifacts.manifest import Manifest
-from adakron_export.graph.dtypes import dtype_named
 from adakron_export.graph.tolerance import Tolerance
 from adakron_export.runtimes.bank import BankRunner
 from adakron_export.runtimes.base import Array
@@ -41,13 +39,18 @@ def answered(answers: Answers | None, name: str, reference: Opened) -> Answers:
     return Answers(answers.batch, {**answers.of, name: reference.runner.run(answers.batch.inputs)})
 
 
-def completed(answers: Answers, runner: BankRunner) -> Answers:
+def completed(answers: Answers, runner: BankRunner, dtype: str) -> Answers:
     """The answers with those of the other adapters, as the bank itself gives them for one adapter alone.
 
-    Limits of 8 and 4 bits are for batches, and no single row can be held to them: there all answers are the bank's.
+    Only fp32 has limits that a single row can be held to. Those of other dtypes are for batches: there all answers are
+    the bank's own, each of which was held against eager PyTorch.
+
+    Args:
+        answers: What eager models answer.
+        runner: The bank.
+        dtype: What its graph holds, whatever its manifest says.
     """
-    quantised = dtype_named(runner.manifest.spec.dtype).quantised if isinstance(runner.manifest, Manifest) else False
-    own = {} if quantised else dict(answers.of)
+    own = dict(answers.of) if dtype == "fp32" else {}
     for name in runner.names:
         if name not in own:
             own[name] = runner.adapter(name).run(answers.batch.inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -26,11 +27,9 @@ from adakron_export.files.places import check_there
 from adakron_export.files.records import read_object, write_json
 from adakron_export.files.staging import check_replaceable, check_writable, put_in_place, staged_folder
 from adakron_export.graph.targets import GraphSpec, check_spec
-from adakron_export.runtimes.bank import BankRunner, check_fits
-from adakron_export.subjects.opening import Purpose, open_subject
+from adakron_export.runtimes.bank import check_fits
 from adakron_export.subjects.subject import Subject, as_subject
-from adakron_export.validation.limits import Batches, Limits
-from adakron_export.validation.mixing import answered, compare_mixed, completed
+from adakron_export.validation.limits import Limits
 from adakron_export.verbs.bank_folder import (
     bank_of,
     change_bank,
@@ -44,11 +43,8 @@ from adakron_export.verbs.bank_proof import prove
 from adakron_export.verbs.making import BankRows, Making
 from adakron_export.verbs.members import layout_of, load_member, load_members
 from adakron_export.verbs.settings import BankSettings, MakingSettings
-from adakron_export.verbs.validate import validate
 
 if TYPE_CHECKING:
-    from adakron_export.data.settings import TextSettings
-    from adakron_export.graph.tolerance import Tolerance
     from adakron_export.validation.parity import ParityReport
 
 _log = logging.getLogger(__name__)
@@ -139,7 +135,7 @@ def create_bank(
     check_spec(spec, calibrated=data is not None)
     if data is None and settings.text is not None:
         raise ExportError("text is about how data is read; pass --data (data=...) too")
-    tolerance = _tolerance(limits, spec.dtype)
+    _check_limits(limits)
     _check_places(subjects, folder, overwrite=overwrite)
     if settings.validate:
         require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
@@ -153,7 +149,7 @@ def create_bank(
         rows = BankRows(bank, first.stored(bank.layout).rows)
         artifact = Making(first.source, beside.submit(first.source.files), spec, bank=rows)(spec, staged)
         write_adapters(artifact, members)
-        reports = prove(artifact, members, tolerance=tolerance) if settings.validate else {}
+        reports = prove(artifact, members, limits) if settings.validate else {}
         if not (settings.force or all(report.passed for report in reports.values())):
             return BankResult(folder, False, reports, None)
         if first.name in reports:
@@ -187,7 +183,9 @@ def add_to_bank(
         ArtifactError: There is such an adapter, or the bank is none, is damaged, or has no place left.
         CheckpointError: A checkpoint cannot be read, or does not fit the bank.
     """
-    folder, subjects, settings = Path(bank), _named(checkpoints), settings or MakingSettings()
+    folder, subjects = Path(bank), _named(checkpoints)
+    limits, settings = limits or Limits(), settings or MakingSettings()
+    _check_limits(limits)
     if settings.opset is not None or settings.per_token or settings.text is not None:
         raise ExportError("opset, per_token and text are about the graph, which is made already; leave them out")
     artifact = open_bank_folder(folder)
@@ -202,7 +200,6 @@ def add_to_bank(
     ]
     for member in members:
         check_fits(artifact.manifest, member.record, str(member.source.found.path))
-    tolerance = _tolerance(limits or Limits(), artifact.manifest.spec.dtype)
     reports: dict[str, ParityReport] = {}
 
     def change(staged: Artifact) -> Artifact | None:
@@ -211,7 +208,7 @@ def add_to_bank(
         for member in members:
             changed = with_member(changed, member)
         if settings.validate:
-            reports.update(prove(changed, members, tolerance=tolerance))
+            reports.update(prove(changed, members, limits))
         return changed if settings.force or all(report.passed for report in reports.values()) else None
 
     written = change_bank(folder, change)
@@ -244,54 +241,6 @@ def remove_from_bank(bank: str | Path, name: str) -> BankResult:
         return with_adapters(staged, left)
 
     return BankResult(folder, True, {}, change_bank(folder, change))
-
-
-def validate_bank(
-    bank: str | Path | Subject,
-    *,
-    against: Mapping[str, str | Path | Subject],
-    data: str | Path | None = None,
-    text: TextSettings | None = None,
-    limits: Limits | None = None,
-    batches: Batches | None = None,
-) -> dict[str, ParityReport]:
-    """Compare adapters of a bank with their checkpoints, alone and in batches with one another.
-
-    Args:
-        bank: The bank.
-        against: The checkpoints by the names of their adapters.
-        data: Text to run each adapter on too, as for `validate`.
-        text: How that text is read.
-        limits: How far an adapter may be off.
-        batches: What both are run on.
-
-    Returns:
-        A report for each adapter. Where one diverges, it names the layer and the node.
-
-    Raises:
-        ArtifactError: The folder is no bank, or has no such adapter.
-        CheckpointError: A checkpoint cannot be read.
-    """
-    subject = as_subject(bank)
-    artifact = open_bank_folder(Path(subject.path))
-    reports, answers = {}, None
-    for name, checkpoint in against.items():
-        adapter_folder(artifact.folder, name)
-        _log.info("compare adapter %s", name)
-        reports[name] = validate(
-            replace(subject, adapter=name), against=checkpoint, data=data, text=text, limits=limits, batches=batches
-        )
-        if (batches or Batches()).batch is None and not reports[name].mismatches:
-            reference = replace(as_subject(checkpoint), task=as_subject(checkpoint).task or artifact.manifest.task)
-            answers = answered(answers, name, open_subject(reference, Purpose.COMPARE))
-    if answers is None:
-        return reports
-    runner = open_subject(subject).runner
-    assert isinstance(runner, BankRunner)
-    first = tuple(answers.of)
-    answers = completed(answers, runner)
-    mixed = compare_mixed(runner, answers, first=first, tolerance=next(iter(reports.values())).tolerance)
-    return {name: replace(report, rows=(*report.rows, *mixed.get(name, ()))) for name, report in reports.items()}
 
 
 def list_bank(bank: str | Path) -> list[ListedAdapter]:
@@ -335,19 +284,15 @@ def export_adapter(bank: str | Path, name: str, output: str | Path, *, overwrite
     adapter.set_adapter_version(1)
     adapter.set_model_version(1)
     adapter.set_parameters(values)
-    beside = file.with_name(f".{file.name}.partial")
-    try:
-        adapter.export_adapter(str(beside))
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as beside:
+        adapter.export_adapter(str(Path(beside) / file.name))
+        (Path(beside) / file.name).replace(file)
     return file
 
 
-def _tolerance(limits: Limits, dtype: str) -> Tolerance:
+def _check_limits(limits: Limits) -> None:
     if limits.max_drop is not None:
         raise ExportError("max_drop is for one model and its text; validate each adapter of the bank with it")
-    return limits.tolerance(dtype)
 
 
 def _named(checkpoints: Adapters) -> dict[str, Subject]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -12,12 +13,13 @@ from pathlib import Path
 from adakron_export.artifacts.adapters import write_adapter
 from adakron_export.artifacts.artifact import Artifact, open_artifact, write_manifest
 from adakron_export.artifacts.card import model_card
-from adakron_export.artifacts.manifest import ADAPTER_FOLDER, CARD, Bank
+from adakron_export.artifacts.manifest import ADAPTER_FOLDER, CARD, MANIFEST, SIGNATURE, Bank
 from adakron_export.artifacts.sealed import seal, write_row
 from adakron_export.errors import AdaKronError, ArtifactError
 from adakron_export.files.staging import put_in_place, staged_folder
 from adakron_export.verbs.members import Member
 
+_log = logging.getLogger(__name__)
 _TRIES = 5  # to put a change in place, where others change the bank at once
 
 
@@ -112,17 +114,29 @@ def _replaced(before: Artifact) -> str | None:
 
 
 def _copy_of(folder: Path, staged: Path) -> Artifact:
-    """A bank's files in a staged folder, as links to the same ones; a file that is changed is written anew."""
+    """A bank's files in a staged folder, as links to the same ones; a file that is changed is written anew.
+
+    Hidden files, which are no part of a bank, stay too. A signature does not: it is of the files before.
+    """
     before = open_bank_folder(folder)
-    for name in before.manifest.files:
-        place = staged / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(folder / name, place, follow_symlinks=False)
-        except OSError:
-            shutil.copy2(folder / name, place)
+    for path in folder.rglob("*"):
+        place = staged / path.relative_to(folder)
+        if path.is_dir() and not path.is_symlink():
+            place.mkdir(parents=True, exist_ok=True)
+        elif path.parent != folder or path.name not in (MANIFEST, SIGNATURE):
+            place.parent.mkdir(parents=True, exist_ok=True)
+            _link(path, place)
     before.check()
+    if (folder / SIGNATURE).is_file():
+        _log.warning("%s: its signature was of the bank before and is gone; sign it again", folder)
     return before
+
+
+def _link(file: Path, place: Path) -> None:
+    try:
+        os.link(file, place, follow_symlinks=False)
+    except OSError:
+        shutil.copy2(file, place, follow_symlinks=False)
 
 
 def finish(artifact: Artifact, folder: Path) -> Artifact:

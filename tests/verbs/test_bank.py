@@ -177,6 +177,46 @@ def test_a_change_leaves_graph_and_other_outputs_as_they_are(bank, late, batch):
     assert open_artifact(bank).manifest.bank.adapters == {"spam": 0, "topic": 1, "late": 2}
 
 
+def test_a_change_keeps_what_is_the_users_and_drops_the_signature(bank, caplog):
+    (bank / ".git/refs").mkdir(parents=True)
+    (bank / ".git/config").write_text("mine")
+    (bank / "model.sig").write_text("{}")
+    remove_from_bank(bank, "tone")
+    assert (bank / ".git/config").read_text() == "mine"
+    assert (bank / ".git/refs").is_dir()
+    assert not (bank / "model.sig").exists()
+    assert "sign it again" in caplog.text
+    (bank / "notes.txt").write_text("mine")
+    with pytest.raises(ArtifactError, match=r"does not list: notes.txt"):
+        remove_from_bank(bank, "topic")
+    assert (bank / "notes.txt").read_text() == "mine"
+
+
+def test_a_bank_does_not_choose_how_strictly_an_adapter_is_judged(bank, late):
+    manifest = bank / "adakron_export.json"
+    content = read_object(manifest)
+    content["dtype"] = "int4"
+    manifest.unlink()
+    write_json(manifest, content)
+    result = add_to_bank(bank, {"late": late})
+    assert not result.written
+    assert result.parity["late"].tolerance.absolute == 1e-4
+    assert "dtype: the manifest says int4, the graph holds fp32" in result.parity["late"].mismatches[-1]
+
+
+def test_a_timed_run_keeps_its_adapters(bank, batch):
+    runner = open_bank(bank)
+    asked = []
+    feed = runner._inner.prepare_feed
+    runner._inner.prepare_feed = lambda *given: asked.append(given) or feed(*given)
+    timed = runner.prepare(batch, "tone")
+    before = {name: value.numpy().copy() for name, value in asked[0][1].items()}
+    runner.remove("tone")
+    runner.add("other", bank / "adapters/topic")
+    assert timed() > 0
+    assert all((value.numpy() == before[name]).all() for name, value in asked[0][1].items())
+
+
 def test_an_adapter_is_replaced_only_where_that_is_asked_for(bank, late, batch):
     with pytest.raises(ArtifactError, match=r"has an adapter 'tone' already; --overwrite"):
         add_to_bank(bank, {"tone": late})
@@ -473,6 +513,11 @@ def test_one_adapter_goes_to_onnx_runtimes_own_interface(made, batch, tmp_path, 
     np.testing.assert_array_equal(session.run(None, batch, options)[0], expected)
     with pytest.raises(ArtifactError, match=r"is there already"):
         export_adapter(made.folder, "tone", file)
+    secret = tmp_path / "secret"
+    secret.write_text("secret")
+    (tmp_path / ".other.onnx_adapter.partial").symlink_to(secret)
+    export_adapter(made.folder, "tone", tmp_path / "other.onnx_adapter")
+    assert secret.read_text() == "secret"
 
 
 def test_plain_onnxruntime_feeds_a_bank(made, batch):
@@ -492,6 +537,8 @@ def test_plain_onnxruntime_feeds_a_bank(made, batch):
 )
 def test_banks_of_targets_and_dtypes(target, dtype, limit, checkpoints, batch, tmp_path, made):
     assert create_bank(checkpoints, tmp_path / "bank", target=target, dtype=dtype).passed
+    subject = Subject(tmp_path / "bank", device="openvino" if target == "openvino" else "cpu")
+    assert all(report.passed for report in validate_bank(subject, against=checkpoints).values())
     runner = open_runner(tmp_path / "bank", device="openvino" if target == "openvino" else "cpu")
     names = ["tone", "spam", "topic", "tone"]
     found, expected = (each.run(batch, names)["logits"] for each in (runner, open_runner(made.folder)))
