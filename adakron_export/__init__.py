@@ -35,13 +35,11 @@ if TYPE_CHECKING:
     from adakron_export.validation.parity import ParityReport
     from adakron_export.verbs.bank import (
         BankResult,
-        ListedAdapter,
         add_to_bank,
         create_bank,
-        export_adapter,
-        list_bank,
         remove_from_bank,
     )
+    from adakron_export.verbs.bank_contents import ListedAdapter, export_adapter, list_bank
     from adakron_export.verbs.bank_proof import validate_bank
     from adakron_export.verbs.bench import BenchReport, bench
     from adakron_export.verbs.convert import convert
@@ -72,7 +70,7 @@ _HOMES = {
     "ExportSettings": "verbs.settings",
     "Guard": "timing.settings",
     "Limits": "validation.limits",
-    "ListedAdapter": "verbs.bank",
+    "ListedAdapter": "verbs.bank_contents",
     "MakingSettings": "verbs.settings",
     "OnnxModel": "subjects.transformers_model",
     "ParityReport": "validation.parity",
@@ -87,12 +85,12 @@ _HOMES = {
     "bench": "verbs.bench",
     "convert": "verbs.convert",
     "create_bank": "verbs.bank",
-    "export_adapter": "verbs.bank",
+    "export_adapter": "verbs.bank_contents",
     "export_engine": "verbs.tensorrt",
     "export_onnx": "verbs.onnx",
     "fold": "adapter.folding",
     "inspect": "verbs.inspect",
-    "list_bank": "verbs.bank",
+    "list_bank": "verbs.bank_contents",
     "load_model": "checkpoints.loading",
     "open_artifact": "artifacts.artifact",
     "open_bank": "subjects.opening",

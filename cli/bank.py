@@ -10,7 +10,6 @@ import click
 
 from adakron_export.data.settings import TextSettings
 from adakron_export.graph.dtypes import DTYPE_SYNONYMS, DTYPES
-from adakron_export.graph.targets import TARGETS
 from adakron_export.reporting.terminal import one_line
 from adakron_export.subjects.subject import Subject
 from adakron_export.validation.limits import Limits
@@ -35,8 +34,7 @@ def bank() -> None:
 @click.argument("checkpoints", nargs=-1, required=True, metavar="[NAME=]CHECKPOINT...")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write the bank to.")
 @options.of(Subject, *_OF_CHECKPOINT)
-@click.option("--target", type=click.Choice([*TARGETS]), default="portable", show_default=True,
-              help="Runtime to export for.")  # fmt: skip
+@options.target
 @click.option("--dtype", type=options.Named([*DTYPES], DTYPE_SYNONYMS), default="fp32", show_default=True,
               help="Precision of the backbone; adapters stay in fp32, or fp16 where the graph is.")  # fmt: skip
 @options.of(BankSettings)
@@ -84,11 +82,15 @@ def add(artifact: str, checkpoints: tuple[str, ...], *, overwrite: bool, as_json
 @bank.command()
 @click.argument("artifact")
 @click.argument("name")
-def remove(artifact: str, name: str) -> None:
+@options.as_json
+def remove(artifact: str, name: str, *, as_json: bool) -> None:
     """Remove an adapter from a bank."""
     from adakron_export import remove_from_bank
 
-    remove_from_bank(artifact, name)
+    result = remove_from_bank(artifact, name)
+    if as_json:
+        _report(result, as_json=True)
+        return
     echo(f"removed {name} from {artifact}")
 
 
@@ -131,8 +133,10 @@ def export(artifact: str, name: str, output: str, *, overwrite: bool) -> None:
 
 def named(words: tuple[str, ...], common: Subject) -> Any:
     """Checkpoints by name where they have one, else in a list."""
+    from adakron_export.verbs.bank import adapter_name
+
     if any("=" in word and not Path(word).exists() for word in words):
-        pairs = [word.split("=", 1) if "=" in word else [Path(word).name, word] for word in words]
+        pairs = [word.split("=", 1) if "=" in word else [adapter_name(word), word] for word in words]
         twice = next((name for name, _ in pairs if [each for each, _ in pairs].count(name) > 1), None)
         if twice is not None:
             raise click.UsageError(f"two adapters are called {twice!r}; give each a name of its own: NAME=CHECKPOINT")

@@ -13,6 +13,7 @@ from adakron_export.timing.settings import Guard, Timing
 from . import options
 
 _OF_ALL = ("device", "threads", "allow_engine_code")
+_OF_BANKS = ("adapter", "skip_damaged")
 
 
 @click.command()
@@ -20,7 +21,7 @@ _OF_ALL = ("device", "threads", "allow_engine_code")
 @click.option(
     "--against", metavar="CHECKPOINT", help="Checkpoint to run in eager PyTorch.  [default: the first artifact]"
 )
-@options.of(Subject, "backbone", *_OF_ALL, "adapter")
+@options.of(Subject, "backbone", *_OF_ALL, *_OF_BANKS)
 @options.of(Timing)
 @options.of(Guard)
 @options.report
@@ -38,10 +39,10 @@ def bench(
 
     options.check_report(report_to)
     backbone = settings.pop("backbone")
-    adapter = settings.pop("adapter")
+    of_bank = {name: settings.pop(name) for name in _OF_BANKS}
     common = options.take(Subject, settings, *_OF_ALL, path="")
     report = measure(
-        [common.on(path=path, adapter=adapter) for path in artifacts],
+        [common.on(path=path, **of_bank) for path in artifacts],
         against=None if against is None else common.on(path=against, backbone=backbone),
         timing=options.take(Timing, settings),
         guard=options.take(Guard, settings),

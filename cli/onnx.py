@@ -9,7 +9,6 @@ import click
 
 from adakron_export.data.settings import TextSettings
 from adakron_export.graph.dtypes import DTYPE_SYNONYMS, DTYPES
-from adakron_export.graph.targets import TARGETS
 from adakron_export.subjects.subject import Subject
 from adakron_export.validation.limits import Limits
 from adakron_export.verbs.settings import ExportSettings
@@ -24,8 +23,7 @@ _OF_CHECKPOINT = ("backbone", "task")
 @click.argument("checkpoint")
 @click.option("-o", "--output", required=True, metavar="DIR", help="Folder to write the artifact to.")
 @options.of(Subject, *_OF_CHECKPOINT)
-@click.option("--target", type=click.Choice([*TARGETS]), default="portable", show_default=True,
-              help="Runtime to export for.")  # fmt: skip
+@options.target
 @click.option("--dtype", type=options.Named([*DTYPES], DTYPE_SYNONYMS), default="fp32", show_default=True,
               help="Precision that the graph computes in.")  # fmt: skip
 @options.of(ExportSettings)

@@ -13,12 +13,16 @@ import click
 
 from adakron_export.data.settings import TextSettings
 from adakron_export.errors import AdaKronError
+from adakron_export.graph.targets import TARGETS
 from adakron_export.options.fields import Option, options_of
 
 from .console import echo
 
 R = TypeVar("R")
 
+target = click.option(
+    "--target", type=click.Choice([*TARGETS]), default="portable", show_default=True, help="Runtime to export for."
+)
 as_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 overwrite = click.option("--overwrite", is_flag=True, help="Replace what is there, at the end, in one step.")
 data = click.option("--data", metavar="DATA", help="Labelled text: a file, a folder, glue:NAME or a hub id.")

@@ -13,6 +13,7 @@ from adakron_export.data.settings import TextSettings
 from adakron_export.errors import AdaKronError
 from adakron_export.reporting.terminal import one_line
 from adakron_export.runtimes.table import RUNTIMES
+from adakron_export.subjects.subject import Subject
 
 from . import options
 from .console import echo
@@ -41,6 +42,7 @@ _OF_TABLES = ("text_column", "pair_column", "header", "delimiter")
 @click.option("--max-new-tokens", type=int, metavar="N", help="Number of tokens to write, in text generation.")
 @click.option("--adapter", metavar="NAME", help="Adapter of a bank that answers.")
 @click.option("--adapter-column", metavar="NAME", help="Column of --input that names the adapter of each text.")
+@options.of(Subject, "skip_damaged")
 @click.option("--device", type=click.Choice([*RUNTIMES]), default="cpu", show_default=True, help="Device to run on.")
 @options.signed
 @options.as_json
@@ -63,6 +65,7 @@ def predict(
     inputs, settings["adapter"] = _inputs(said, input_file, tables, adapter_column, settings["adapter"])
     from adakron_export import predict as run
 
+    settings["skip_damaged"] = bool(settings["skip_damaged"])
     results = run(artifact, inputs, **settings)
     rows = [
         {"image": str(given), "result": result} if isinstance(given, Path) else {"text": given, "result": result}

@@ -7,7 +7,7 @@ parity.json           what was compared when it was added, and the result
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
@@ -56,6 +56,14 @@ class StoredAdapter:
 
     record: AdapterRecord
     rows: Mapping[str, Array]
+
+
+def same_weights(one: Sequence[SourceFile], other: Sequence[SourceFile]) -> bool:
+    """Whether two backbones have the same files of weights; labels may change their configuration."""
+    first, second = (
+        {file.name: file.sha256 for file in files if file.name != "config.json"} for files in (one, other)
+    )
+    return bool(first) and first == second
 
 
 def check_name(name: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from adakron_export.artifacts.adapters import AdapterRecord, StoredAdapter, check_name, read_adapter
+from adakron_export.artifacts.adapters import AdapterRecord, StoredAdapter, check_name, read_adapter, same_weights
 from adakron_export.artifacts.engine import EngineManifest
 from adakron_export.artifacts.manifest import BASE, Bank, Manifest
 from adakron_export.errors import ArtifactError, RunnerError, first_few
@@ -214,13 +214,8 @@ def check_fits(manifest: Manifest | EngineManifest, record: AdapterRecord, where
     """
     if record.task != manifest.task:
         raise ArtifactError(f"{where} is for {record.task}, the bank for {manifest.task}")
-    own, banks = ({file.name: file.sha256 for file in files} for files in (record.backbone, manifest.backbone_source))
-    weights = [name for name in banks if name != "config.json"]
-    other = [name for name in weights if own.get(name) != banks[name]]
-    if other or not weights:
-        raise ArtifactError(
-            f"{where} belongs to another backbone than the bank, {manifest.backbone}: {first_few(other)} differs"
-        )
+    if not same_weights(record.backbone, manifest.backbone_source):
+        raise ArtifactError(f"{where} belongs to another backbone than the bank, whose is {manifest.backbone}")
 
 
 class _Slot:

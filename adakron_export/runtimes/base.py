@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +110,44 @@ class Exported(Protocol):
     def outputs(self) -> tuple[TensorInfo, ...]: ...  # noqa: D102
     @property
     def max_length(self) -> int | None: ...  # noqa: D102
+
+
+M = TypeVar("M", bound=Exported)
+
+
+class GraphRunner(ABC, Generic[M]):
+    """What runners of an exported graph have in common: a batch becomes what the graph takes, which is run or timed.
+
+    Attributes:
+        manifest: What the folder says of itself.
+        pad_id: The token that fills short texts.
+    """
+
+    def __init__(self, manifest: M, folder: Path) -> None:
+        self.manifest = manifest
+        self.pad_id, self._vocab_size = tokens_of(folder)
+        self.input_names = tuple(info.name for info in manifest.inputs)
+        self.output_names = tuple(info.name for info in manifest.outputs)
+
+    def run(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `Runner.run`."""
+        return self.run_feed(self.feed(batch), {})
+
+    def prepare(self, batch: Batch) -> Callable[[], float]:
+        """A timed run; see `Runner.prepare`."""
+        return self.prepare_feed(self.feed(batch), {})
+
+    def feed(self, batch: Batch) -> dict[str, Array]:
+        """A batch as the graph takes it; see `HoldingRunner`."""
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
+
+    @abstractmethod
+    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
+        """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`."""
+
+    @abstractmethod
+    def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
+        """A timed run of the same; see `HoldingRunner`."""
 
 
 def feed_of(

@@ -8,14 +8,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.manifest import Manifest
 from adakron_export.errors import RunnerError
 from adakron_export.extras import require
-from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
+from adakron_export.runtimes.base import Array, GraphRunner
 
 _PRECISIONS = {"fp32": "f32", "bf16": "bf16"}
 
 
-class OpenVinoRunner:
+class OpenVinoRunner(GraphRunner[Manifest]):
     """An artifact in OpenVINO, in the precision of the artifact: OpenVINO would choose another where it is faster.
 
     Args:
@@ -42,8 +43,8 @@ class OpenVinoRunner:
     ) -> None:
         assert (device, record_launches) == ("openvino", False)
         ov = require("openvino", extra="openvino")
-        self.manifest = manifest = artifact.manifest
-        self.pad_id, self._vocab_size = tokens_of(artifact.folder)
+        super().__init__(artifact.manifest, artifact.folder)
+        manifest = artifact.manifest
         if manifest.float_dtype not in _PRECISIONS or (manifest.spec.dtype == "int8" and not manifest.calibrated_on):
             raise RunnerError(
                 f"{artifact.folder} is in {manifest.spec.dtype} for {manifest.spec.target}, which OpenVINO computes "
@@ -68,22 +69,8 @@ class OpenVinoRunner:
         except RuntimeError as error:
             raise RunnerError(f"OpenVINO {ov.__version__} refuses {artifact.model}: {_gist(error)}") from error
         self.name = f"openvino {ov.__version__.partition('-')[0]} CPU"
-        self.input_names = tuple(info.name for info in manifest.inputs)
-        self.output_names = tuple(info.name for info in manifest.outputs)
         self._request = self._compiled.create_infer_request()
         self._turn = threading.Lock()
-
-    def run(self, batch: Batch) -> dict[str, Array]:
-        """Run one batch; see `Runner.run`."""
-        return self.run_feed(self.feed(batch), {})
-
-    def prepare(self, batch: Batch) -> Callable[[], float]:
-        """A timed run with a request of its own; see `Runner.prepare`."""
-        return self.prepare_feed(self.feed(batch), {})
-
-    def feed(self, batch: Batch) -> dict[str, Array]:
-        """A batch as the graph takes it; see `HoldingRunner`."""
-        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
 
     def hold(self, stacks: Mapping[str, Array]) -> dict[str, Any]:
         """Inputs that stay, in the memory that is handed over; see `HoldingRunner`."""

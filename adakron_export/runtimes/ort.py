@@ -16,7 +16,7 @@ from adakron_export.errors import RunnerError, first_few
 from adakron_export.extras import require
 from adakron_export.graph.keys import EXACT_SUMS
 from adakron_export.machine.description import describe_machine
-from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
+from adakron_export.runtimes.base import Array, GraphRunner
 from adakron_export.runtimes.huge_pages import Moving, huge_pages
 from adakron_export.runtimes.integer_sums import saturates
 from adakron_export.runtimes.table import RUNTIMES
@@ -33,7 +33,7 @@ _UNRECORDED = -1  # in the place of a recorded launch's number
 _PROVIDERS = {row.device: row.provider for row in RUNTIMES.values() if row.provider is not None}
 
 
-class OrtRunner:
+class OrtRunner(GraphRunner[Manifest]):
     """An artifact in an ONNX Runtime session.
 
     Args:
@@ -52,10 +52,9 @@ class OrtRunner:
         self, artifact: Artifact, *, device: str = "cpu", threads: int | None = None, optimize: bool = True,
         record_launches: bool = False,
     ) -> None:  # fmt: skip
-        self.manifest = artifact.manifest
+        super().__init__(artifact.manifest, artifact.folder)
         self.device = device
         self.on_gpu = device != "cpu"
-        self.pad_id, self._vocab_size = tokens_of(artifact.folder)
         tuning = _tuning_here(self.manifest) if device == "cpu" else None
         options = _session_options(threads, tuning, optimize=optimize)
         if device == "cpu" and saturates():
@@ -67,21 +66,7 @@ class OrtRunner:
             self.session = _open_session(artifact, model, device, settings, options, disabled)
         _check_placement(self.session, provider)
         self.name = f"onnxruntime {provider}"
-        self.input_names = tuple(info.name for info in self.manifest.inputs)
-        self.output_names = tuple(info.name for info in self.manifest.outputs)
         self._graph_ids = itertools.count(1) if record_launches else itertools.repeat(_UNRECORDED)
-
-    def run(self, batch: Batch) -> dict[str, Array]:
-        """Run one batch; see `Runner.run`."""
-        return self.run_feed(self.feed(batch), {})
-
-    def prepare(self, batch: Batch) -> Callable[[], float]:
-        """A timed run; see `Runner.prepare`. On a GPU inputs and outputs are bound there, and each run is awaited."""
-        return self.prepare_feed(self.feed(batch), {})
-
-    def feed(self, batch: Batch) -> dict[str, Array]:
-        """A batch as the graph takes it; see `HoldingRunner`."""
-        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
 
     def hold(self, stacks: Mapping[str, Array]) -> dict[str, Any]:
         """Inputs that stay; see `HoldingRunner`. On the CPU they share the memory of what is handed over."""

@@ -9,17 +9,17 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from adakron_export.artifacts.engine import EngineFolder
+from adakron_export.artifacts.engine import EngineFolder, EngineManifest
 from adakron_export.artifacts.manifest import TensorInfo
 from adakron_export.artifacts.shapes import Shape, bounds_text, choose_profile, shape_text
 from adakron_export.engines.loading import LoadedEngine, load_engine
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch, feed_of, tokens_of
+from adakron_export.runtimes.base import Array, GraphRunner
 
 _RECORDED_SHAPES = 16  # each keeps a context, with memory for its activations
 
 
-class TensorRTRunner:
+class TensorRTRunner(GraphRunner[EngineManifest]):
     """An engine.
 
     Args:
@@ -37,8 +37,7 @@ class TensorRTRunner:
     on_gpu = True
 
     def __init__(self, folder: EngineFolder, *, record_launches: bool = False) -> None:
-        self.manifest = folder.manifest
-        self.pad_id, self._vocab_size = tokens_of(folder.folder)
+        super().__init__(folder.manifest, folder.folder)
         self._loaded = load_engine(folder)
         self._memory = _GpuMemory()
         self._by_itself = record_launches and self.manifest.flavor == "rtx"
@@ -47,20 +46,6 @@ class TensorRTRunner:
         self._recorded: OrderedDict[tuple[Any, ...], _Launch] = OrderedDict()
         self._turn = threading.Lock()  # a context computes one batch at a time
         self.name = f"{self._loaded.trt.__name__} {self.manifest.version} on {self._memory.device_name}"
-        self.input_names = tuple(info.name for info in self.manifest.inputs)
-        self.output_names = tuple(info.name for info in self.manifest.outputs)
-
-    def run(self, batch: Batch) -> dict[str, Array]:
-        """Run one batch; see `Runner.run`. A shape outside the engine's profiles is an error."""
-        return self.run_feed(self.feed(batch), {})
-
-    def prepare(self, batch: Batch) -> Callable[[], float]:
-        """A timed run; see `Runner.prepare`. Inputs and outputs stay on the GPU, and each run is awaited."""
-        return self.prepare_feed(self.feed(batch), {})
-
-    def feed(self, batch: Batch) -> dict[str, Array]:
-        """A batch as the graph takes it; see `HoldingRunner`."""
-        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
 
     def hold(self, stacks: Mapping[str, Array]) -> dict[str, Any]:
         """Inputs that stay on the GPU; see `HoldingRunner`.

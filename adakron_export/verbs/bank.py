@@ -4,27 +4,23 @@ from __future__ import annotations
 
 import logging
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from adakron_export.artifacts.adapters import (
     adapter_folder,
     check_name,
-    read_adapter,
-    read_record,
 )
 from adakron_export.artifacts.artifact import Artifact
-from adakron_export.artifacts.listing import files_of, written_files
+from adakron_export.artifacts.listing import written_files
 from adakron_export.artifacts.manifest import BASE, PARITY, Bank
-from adakron_export.errors import ArtifactError, BackboneError, CheckpointError, ExportError, first_few
-from adakron_export.extras import require
+from adakron_export.errors import ArtifactError, CheckpointError, ExportError, first_few
 from adakron_export.files.places import check_there
-from adakron_export.files.records import read_object, write_json
+from adakron_export.files.records import write_json
 from adakron_export.files.staging import check_replaceable, check_writable, put_in_place, staged_folder
 from adakron_export.graph.targets import GraphSpec, check_spec
 from adakron_export.runtimes.bank import check_fits
@@ -40,7 +36,7 @@ from adakron_export.verbs.bank_folder import (
     write_adapters,
 )
 from adakron_export.verbs.bank_proof import prove
-from adakron_export.verbs.making import BankRows, Making
+from adakron_export.verbs.making import BankRows, Making, check_places, check_runtimes
 from adakron_export.verbs.members import layout_of, load_member, load_members
 from adakron_export.verbs.settings import BankSettings, MakingSettings
 
@@ -71,31 +67,6 @@ class BankResult:
     def passed(self) -> bool:
         """Whether every new adapter is its eager model."""
         return all(report.passed for report in self.parity.values())
-
-
-@dataclass(frozen=True, slots=True)
-class ListedAdapter:
-    """One adapter of a bank.
-
-    Attributes:
-        name: Its name.
-        id: What the graph's ``adapter_ids`` calls it.
-        settings: Its configuration.
-        labels: The names of its classes, in their order.
-        size_bytes: Size of its files.
-        stacked_bytes: What it takes in the graph's stacks, padded to the widest.
-        max_abs_error: The largest difference from its eager model when it was added; ``None`` where not compared.
-        source: The checkpoint's file, and its sha256.
-    """
-
-    name: str
-    id: int
-    settings: Mapping[str, Any]
-    labels: tuple[str, ...]
-    size_bytes: int
-    stacked_bytes: int
-    max_abs_error: float | None
-    source: tuple[str, str]
 
 
 def create_bank(
@@ -136,9 +107,8 @@ def create_bank(
     if data is None and settings.text is not None:
         raise ExportError("text is about how data is read; pass --data (data=...) too")
     _check_limits(limits)
-    _check_places(subjects, folder, overwrite=overwrite)
-    if settings.validate:
-        require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
+    check_places(subjects.values(), folder, overwrite=overwrite)
+    check_runtimes(spec, runs=settings.validate or data is not None)
     members = load_members(subjects, data=data, text=settings.text, force=settings.force)
     ids = {member.name: index for index, member in enumerate(members)}
     bank = Bank(layout_of(members, spec), ids, settings.sealed)
@@ -243,53 +213,6 @@ def remove_from_bank(bank: str | Path, name: str) -> BankResult:
     return BankResult(folder, True, {}, change_bank(folder, change))
 
 
-def list_bank(bank: str | Path) -> list[ListedAdapter]:
-    """The adapters of a bank, in the order of their ids.
-
-    Args:
-        bank: The bank's folder.
-
-    Raises:
-        ArtifactError: The folder is no bank, or is damaged.
-    """
-    artifact = open_bank_folder(Path(bank), wait=True)
-    known = bank_of(artifact)
-    return [_listed(artifact, known, name) for name in sorted(known.adapters, key=lambda name: known.adapters[name])]
-
-
-def export_adapter(bank: str | Path, name: str, output: str | Path, *, overwrite: bool = False) -> Path:
-    """Write one adapter as ONNX Runtime's own ``.onnx_adapter``, for calls from any of its languages.
-
-    Args:
-        bank: The bank's folder.
-        name: The adapter.
-        output: The file to write.
-        overwrite: Replace a file that is there.
-
-    Raises:
-        ArtifactError: There is no such adapter, the bank is sealed, or the file is there already.
-    """
-    ort = require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
-    folder, file = Path(bank), Path(output)
-    artifact = open_bank_folder(folder, wait=True)
-    known = bank_of(artifact)
-    if known.places is not None:
-        raise ArtifactError(f"{folder} is sealed: its graph takes adapter_ids and no adapter of a file")
-    if file.exists() and not overwrite:
-        raise ArtifactError(f"{file} is there already; --overwrite (overwrite=True) replaces it")
-    check_writable(file)
-    rows = read_adapter(adapter_folder(folder, name)).rows
-    values = {stack: ort.OrtValue.ortvalue_from_numpy(row[None]) for stack, row in rows.items()}
-    adapter = ort.AdapterFormat()
-    adapter.set_adapter_version(1)
-    adapter.set_model_version(1)
-    adapter.set_parameters(values)
-    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as beside:
-        adapter.export_adapter(str(Path(beside) / file.name))
-        (Path(beside) / file.name).replace(file)
-    return file
-
-
 def _check_limits(limits: Limits) -> None:
     if limits.max_drop is not None:
         raise ExportError("max_drop is for one model and its text; validate each adapter of the bank with it")
@@ -305,7 +228,7 @@ def _named(checkpoints: Adapters) -> dict[str, Subject]:
         pairs = [(name, as_subject(each)) for name, each in checkpoints.items()]
     else:
         subjects = [as_subject(each) for each in checkpoints]
-        pairs = [(_folder_name(subject.path), subject) for subject in subjects]
+        pairs = [(adapter_name(subject.path), subject) for subject in subjects]
     named: dict[str, Subject] = {}
     for name, subject in pairs:
         check_name(name)
@@ -319,21 +242,10 @@ def _named(checkpoints: Adapters) -> dict[str, Subject]:
     return named
 
 
-def _folder_name(path: str | Path) -> str:
+def adapter_name(path: str | Path) -> str:
     """What an adapter is called that nobody named: its folder, or the last part of its hub id."""
     found = Path(path)
     return (found.parent if found.is_file() else found).resolve().name if found.exists() else found.name
-
-
-def _check_places(subjects: Mapping[str, Subject], folder: Path, *, overwrite: bool) -> None:
-    for subject in subjects.values():
-        check_there(subject.path, CheckpointError)
-        if subject.backbone is not None:
-            check_there(subject.backbone, BackboneError)
-    problem = check_replaceable(folder, ours=written_files, overwrite=overwrite)
-    if problem:
-        raise ArtifactError(problem)
-    check_writable(folder)
 
 
 def _check_new(artifact: Artifact, subjects: Mapping[str, Subject], *, overwrite: bool) -> None:
@@ -355,20 +267,3 @@ def _check_new(artifact: Artifact, subjects: Mapping[str, Subject], *, overwrite
             f"{artifact.folder} has {known.places} places, and {needed} adapters would be in it; remove one, or make "
             "the bank anew with a larger --sealed"
         )
-
-
-def _listed(artifact: Artifact, bank: Bank, name: str) -> ListedAdapter:
-    folder = adapter_folder(artifact.folder, name)
-    record, parity = read_record(folder), folder / PARITY
-    error = None
-    if parity.is_file():
-        try:
-            error = float(read_object(parity)["max_abs_error"])
-        except (OSError, ValueError, KeyError, TypeError) as wrong:
-            raise ArtifactError(f"{parity}: not readable ({wrong})") from wrong
-    labels = record.labels.get("id2label") or {}
-    return ListedAdapter(
-        name, bank.adapters[name], record.settings, tuple(map(str, labels.values())),
-        sum((folder / file).stat().st_size for file in files_of(folder)), bank.layout.row_bytes, error,
-        (record.source.name, record.source.sha256),
-    )  # fmt: skip

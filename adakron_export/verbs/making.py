@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifacts.artifact import Artifact
-from adakron_export.artifacts.listing import files_of, sha256_of
+from adakron_export.artifacts.listing import files_of, sha256_of, written_files
 from adakron_export.artifacts.manifest import CALIBRATION, Bank, Manifest, SourceFile, TensorInfo
 from adakron_export.artifacts.onnx_file import write_model
 from adakron_export.artifacts.sealed import seal_graph
 from adakron_export.checkpoints.exportable import check_padding, check_positions, check_tokenizer, check_trained
 from adakron_export.data.settings import TextSettings
-from adakron_export.errors import ExportError
-from adakron_export.extras import package_versions
+from adakron_export.errors import ArtifactError, BackboneError, CheckpointError, ExportError
+from adakron_export.extras import package_versions, require
+from adakron_export.files.places import check_there
 from adakron_export.files.records import write_json
+from adakron_export.files.staging import check_replaceable, check_writable
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.stacks import Array
 from adakron_export.graph.targets import GraphSpec
@@ -105,6 +107,38 @@ class Source:
         folder, eager = tokenizer_folder(self.found), self.eager
         model = TextModel(eager.task, eager.config.to_dict(), tokenizer_of(folder), model_space(eager, folder))
         return read_evaluation(Text(self.data, self.text), model, limit=limit)
+
+
+def check_places(subjects: Iterable[Subject], folder: Path, *, overwrite: bool) -> None:
+    """Raise where a checkpoint or a backbone is not there, or the artifact has no place, before the work is done.
+
+    Raises:
+        CheckpointError: A checkpoint is not there.
+        BackboneError: A backbone is not there.
+        ArtifactError: The folder must not be replaced.
+        OSError: Nothing can be written there.
+    """
+    for subject in subjects:
+        check_there(subject.path, CheckpointError)
+        if subject.backbone is not None:
+            check_there(subject.backbone, BackboneError)
+    problem = check_replaceable(folder, ours=written_files, overwrite=overwrite)
+    if problem:
+        raise ArtifactError(problem)
+    check_writable(folder)
+
+
+def check_runtimes(spec: GraphSpec, *, runs: bool) -> None:
+    """Raise where what the artifact will be run in is not installed.
+
+    Raises:
+        MissingPackageError: A runtime is missing.
+    """
+    if not runs:
+        return
+    require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
+    if spec.lowered_for.runtime == "openvino":
+        require("openvino", extra="openvino")
 
 
 def load_source(subject: Subject, *, data: str | None, text: TextSettings | None, force: bool) -> Source:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from adakron_export.artifacts.adapters import AdapterRecord, StoredAdapter
+from adakron_export.artifacts.adapters import AdapterRecord, StoredAdapter, same_weights
 from adakron_export.artifacts.manifest import BASE
 from adakron_export.data.settings import TextSettings
 from adakron_export.errors import ArtifactError, CheckpointError, ExportError, first_few
@@ -250,7 +250,7 @@ def _share_backbone(first: Member, other: Member) -> None:
     path, task = other.source.found.path, first.record.task
     if other.record.task != task:
         raise CheckpointError(f"{path} is for {other.record.task}, the first adapter for {task}")
-    if other.record.backbone[1:] != first.record.backbone[1:]:
+    if not same_weights(other.record.backbone, first.record.backbone):
         raise CheckpointError(
             f"{path} belongs to the backbone {other.source.found.backbone!r}, the first adapter to "
             f"{first.source.found.backbone!r}, whose weights are others; adapters of a bank share one backbone"

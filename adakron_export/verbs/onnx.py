@@ -13,18 +13,16 @@ from adakron_export.artifacts.card import model_card
 from adakron_export.artifacts.layouts import check_layout, lay_out_for_javascript
 from adakron_export.artifacts.listing import written_files
 from adakron_export.artifacts.manifest import CARD, LADDER, PARITY
-from adakron_export.errors import ArtifactError, BackboneError, CheckpointError, ExportError
-from adakron_export.extras import require
-from adakron_export.files.places import check_there
+from adakron_export.errors import ExportError
 from adakron_export.files.records import write_json
-from adakron_export.files.staging import check_replaceable, check_writable, put_in_place, staged_folder
+from adakron_export.files.staging import check_replaceable, put_in_place, staged_folder
 from adakron_export.graph.targets import GraphSpec, check_spec
 from adakron_export.subjects.subject import Subject, as_subject
 from adakron_export.validation.comparison import find_overflow, prove
 from adakron_export.validation.ladder import Judge, first_that_holds, rungs_of
 from adakron_export.validation.limits import Limits
 from adakron_export.validation.parity import ParityReport
-from adakron_export.verbs.making import Making, load_source
+from adakron_export.verbs.making import Making, check_places, check_runtimes, load_source
 from adakron_export.verbs.settings import ExportSettings
 
 _log = logging.getLogger(__name__)
@@ -92,8 +90,8 @@ def export_onnx(
     if data is None and settings.text is not None:
         raise ExportError("text is about how data is read; pass --data (data=...) too")
     folder = Path(output)
-    _check_places(subject, folder, overwrite=overwrite)
-    _check_runtimes(spec, runs=settings.validate or data is not None)
+    check_places([subject], folder, overwrite=overwrite)
+    check_runtimes(spec, runs=settings.validate or data is not None)
     source = load_source(subject, data=data, text=settings.text, force=settings.force)
     judge = None
     if limits.max_drop is not None:
@@ -119,25 +117,6 @@ def export_onnx(
             staged, folder, problem=partial(check_replaceable, folder, ours=written_files, overwrite=overwrite)
         )
     return ExportResult(folder, True, report, Artifact(folder, artifact.manifest, artifact.stamp), attempts)
-
-
-def _check_places(subject: Subject, folder: Path, *, overwrite: bool) -> None:
-    check_there(subject.path, CheckpointError)
-    if subject.backbone is not None:
-        check_there(subject.backbone, BackboneError)
-    problem = check_replaceable(folder, ours=written_files, overwrite=overwrite)
-    if problem:
-        raise ArtifactError(problem)
-    check_writable(folder)
-
-
-def _check_runtimes(spec: GraphSpec, *, runs: bool) -> None:
-    """Raise where what the artifact will be run in is not installed."""
-    if not runs:
-        return
-    require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
-    if spec.lowered_for.runtime == "openvino":
-        require("openvino", extra="openvino")
 
 
 def _proven(artifact: Artifact, make: Making, limits: Limits) -> ParityReport:

@@ -45,6 +45,7 @@ def predict(
     top_k: int | None = None,
     max_new_tokens: int | None = None,
     adapter: str | Sequence[str] | None = None,
+    skip_damaged: bool = False,
 ) -> list[Any]:
     """What a model answers to each text or image; texts that are about as long as one another run together.
 
@@ -57,6 +58,7 @@ def predict(
         top_k: How many classes or tokens to give; the best class, or 5 tokens, by default.
         max_new_tokens: How much to write; what the model's generation settings say, or 50, by default.
         adapter: The adapter of a bank that answers, or one for each text or image.
+        skip_damaged: Leave out adapters of a bank whose files are damaged.
 
     Returns:
         By text or image: ``{label, score}`` of a class, a list of them where several hold or were asked for, and of a
@@ -78,6 +80,8 @@ def predict(
         """Read all that is needed; what cannot be answered is refused before."""
         task = Task(found.manifest.task)
         _check_options(task, top_k, max_new_tokens)
+        if skip_damaged and found.manifest.bank is None:
+            raise RunnerError(f"{found.folder} is no bank, which skip_damaged is for; leave it out")
         chosen = _Chosen(found, adapter, len(texts))
         if task is Task.IMAGE_CLASSIFICATION:
             return _ImagePredictor(found, device, batch_size, top_k, chosen)
@@ -85,7 +89,7 @@ def predict(
             _text(text, index, task)
         return _Predictor(found, device, batch_size, top_k, chosen)
 
-    predictor = opened_with(artifact, opened)
+    predictor = opened_with(artifact, opened, skip_damaged=skip_damaged)
     if isinstance(predictor, _ImagePredictor):
         _log.info("run the model on %s image(s)", len(texts))
         return predictor.classify(texts)

@@ -1,13 +1,11 @@
 """An engine of a bank runs: everything but the GPU, whose place ONNX Runtime takes behind TensorRT's interface."""
 
-import contextlib
 import ctypes
 from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime as ort
 import pytest
-import torch
 
 from adakron_export import (
     BankSettings,
@@ -22,6 +20,7 @@ from adakron_export.engines import loading
 from adakron_export.errors import EngineError, RunnerError
 from adakron_export.runtimes import tensorrt
 from conftest import DEMO
+from host_memory import HostMemory
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
 REPLY = Subject(DEMO / "reply", backbone=DEMO / "backbone")
@@ -72,27 +71,6 @@ class Context:
         (logits,) = self.session.run(None, feed)
         self._at("logits", logits.shape, ctypes.c_float)[:] = logits
         return True
-
-
-class HostMemory:
-    """In place of the GPU's."""
-
-    stream_handle, device_name = 0, "a stand-in"
-    uploads = 0
-
-    on_stream = staticmethod(contextlib.nullcontext)
-    synchronize = staticmethod(lambda: None)
-    record = staticmethod(lambda launch: SimpleNamespace(replay=launch))
-
-    def zeros(self, shape, dtype):
-        return torch.zeros(shape, dtype=getattr(torch, dtype))
-
-    def upload(self, array, tensor):
-        HostMemory.uploads += 1
-        tensor.copy_(torch.from_numpy(array))
-
-    def download(self, tensor):
-        return tensor.clone().numpy()
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ The engine's folder is a real one, of TensorRT for RTX; what needs a GPU is its 
 stood in for here and run for real by `make gpu`.
 """
 
-import contextlib
 import ctypes
 import json
 import shutil
@@ -14,7 +13,6 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import torch
 
 from adakron_export import EngineShapes, open_artifact, open_runner, validate
 from adakron_export.artifacts.engine import open_engine
@@ -28,6 +26,7 @@ from adakron_export.subjects.space import exported_space
 from adakron_export.validation.batches import batch_of
 from adakron_export.verbs.tensorrt import export_engine
 from conftest import DEMO
+from host_memory import HostMemory
 
 pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
 ADA = Gpu("Ada", "8.9", "13.0")
@@ -73,25 +72,6 @@ class Context:
         at("logits", logits.shape, ctypes.c_float)[:] = logits + self.engine.off_by
         self.engine.launches += 1
         return not self.engine.broken
-
-
-class HostMemory:
-    """In place of the GPU's."""
-
-    stream_handle, device_name = 0, "a stand-in"
-
-    on_stream = staticmethod(contextlib.nullcontext)
-    synchronize = staticmethod(lambda: None)
-    record = staticmethod(lambda launch: SimpleNamespace(replay=launch))
-
-    def zeros(self, shape, dtype):
-        return torch.zeros(shape, dtype=getattr(torch, dtype))
-
-    def upload(self, array, tensor):
-        tensor.copy_(torch.from_numpy(array))
-
-    def download(self, tensor):
-        return tensor.clone().numpy()
 
 
 @pytest.fixture

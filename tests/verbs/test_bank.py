@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -334,13 +335,16 @@ def damage(bank, name):
     file.write_bytes(content)
 
 
-def test_a_damaged_adapter_is_named_and_can_be_left_out(bank, batch, caplog):
+def test_a_damaged_adapter_is_named_and_can_be_left_out(bank, batch, caplog, cli):
     damage(bank, "tone")
     with pytest.raises(ArtifactError, match=r"adapters/tone/adapter.safetensors.*skip.damaged"):
         open_runner(bank)
     runner = open_runner(bank, skip_damaged=True)
     assert runner.names == ("spam", "topic")
     assert "adapter tone is left out" in caplog.text
+    assert predict(bank, ["a film"], adapter="spam", skip_damaged=True)
+    assert "label" in cli("predict", bank, "--text", "a film", "--adapter", "spam", "--skip-damaged", "--json").stdout
+    cli("predict", bank, "--text", "a film", "--adapter", "tone", "--skip-damaged", code=2)
     assert runner.run(batch, "topic")["logits"].shape == (4, 2)
     with pytest.raises(ArtifactError, match=r"missing, or changed since it was written"):
         runner.add("tone", bank / "adapters/tone")
@@ -451,25 +455,34 @@ def test_two_writers_lose_nothing(bank, late):
     assert sorted(names[3:]) == ["one", "three", "two"]
 
 
-def test_a_killed_change_leaves_the_old_bank_or_the_new_one(bank, late, batch):
-    code = (
-        "import os, signal, sys; from adakron_export import MakingSettings, add_to_bank, remove_from_bank\n"
-        "count = int(sys.argv[3])\n"
-        "def watch(*_):\n"
-        "    global count\n"
-        "    count -= 1\n"
-        "    if count == 0: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "sys.addaudithook(lambda event, *_: event in ('os.link', 'os.rename', 'open', 'os.remove') and watch())\n"
-        "remove_from_bank(sys.argv[1], 'tone')\n"
-    )
-    seen = set()
-    for count in (1, 60, 90, 110, 125, 140, 160):
-        folder = shutil.copytree(bank, bank.with_name(f"bank-{count}"))
-        subprocess.run([sys.executable, "-c", code, folder, late, str(count)], check=False)
-        names = tuple(row.name for row in list_bank(folder))
-        assert names in (("spam", "tone", "topic"), ("spam", "topic"))
-        seen.add(names)
-    assert len(seen) == 2  # it was killed before and after
+KILLED = """
+import os, signal, sys
+from adakron_export import remove_from_bank
+folder, left = sys.argv[1], int(sys.argv[2])
+name, count = os.path.basename(folder), 0
+def watch(event, arguments):
+    global count
+    if event in ("os.link", "os.rename", "os.remove", "os.rmdir", "open") and name in str(arguments):
+        count += 1
+        if count == left:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(watch)
+remove_from_bank(folder, "tone")
+print(count)
+"""
+
+
+def test_a_killed_change_leaves_the_old_bank_or_the_new_one(bank):
+    def run(folder, left):
+        return subprocess.run([sys.executable, "-c", KILLED, folder, str(left)], capture_output=True, text=True)
+
+    whole = run(shutil.copytree(bank, bank.with_name("bank-whole")), 0)
+    events, seen = int(whole.stdout), []
+    for left in sorted({1 + index * (events - 1) // 7 for index in range(8)}):
+        folder = shutil.copytree(bank, bank.with_name(f"bank-{left}"))
+        assert run(folder, left).returncode == -signal.SIGKILL
+        seen.append(tuple(row.name for row in list_bank(folder)))
+    assert {*seen} == {("spam", "tone", "topic"), ("spam", "topic")}
 
 
 def test_a_sealed_bank_needs_no_inputs(checkpoints, late, batch, tmp_path, made):

@@ -1,0 +1,108 @@
+"""What a bank holds: its adapters listed, or one of them for ONNX Runtime's own interface."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adakron_export.artifacts.adapters import adapter_folder, read_adapter, read_record
+from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.listing import files_of
+from adakron_export.artifacts.manifest import PARITY, Bank
+from adakron_export.errors import ArtifactError
+from adakron_export.extras import require
+from adakron_export.files.records import read_object
+from adakron_export.files.staging import check_writable
+from adakron_export.verbs.bank_folder import bank_of, open_bank_folder
+
+
+@dataclass(frozen=True, slots=True)
+class ListedAdapter:
+    """One adapter of a bank.
+
+    Attributes:
+        name: Its name.
+        id: What the graph's ``adapter_ids`` calls it.
+        settings: Its configuration.
+        labels: The names of its classes, in their order.
+        size_bytes: Size of its files.
+        stacked_bytes: What it takes in the graph's stacks, padded to the widest.
+        max_abs_error: The largest difference from its eager model when it was added; ``None`` where not compared.
+        source: The checkpoint's file, and its sha256.
+    """
+
+    name: str
+    id: int
+    settings: Mapping[str, Any]
+    labels: tuple[str, ...]
+    size_bytes: int
+    stacked_bytes: int
+    max_abs_error: float | None
+    source: tuple[str, str]
+
+
+def list_bank(bank: str | Path) -> list[ListedAdapter]:
+    """The adapters of a bank, in the order of their ids.
+
+    Args:
+        bank: The bank's folder.
+
+    Raises:
+        ArtifactError: The folder is no bank, or is damaged.
+    """
+    artifact = open_bank_folder(Path(bank), wait=True)
+    known = bank_of(artifact)
+    return [_listed(artifact, known, name) for name in sorted(known.adapters, key=lambda name: known.adapters[name])]
+
+
+def export_adapter(bank: str | Path, name: str, output: str | Path, *, overwrite: bool = False) -> Path:
+    """Write one adapter as ONNX Runtime's own ``.onnx_adapter``, for calls from any of its languages.
+
+    Args:
+        bank: The bank's folder.
+        name: The adapter.
+        output: The file to write.
+        overwrite: Replace a file that is there.
+
+    Raises:
+        ArtifactError: There is no such adapter, the bank is sealed, or the file is there already.
+    """
+    ort = require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
+    folder, file = Path(bank), Path(output)
+    artifact = open_bank_folder(folder, wait=True)
+    known = bank_of(artifact)
+    if known.places is not None:
+        raise ArtifactError(f"{folder} is sealed: its graph takes adapter_ids and no adapter of a file")
+    if file.exists() and not overwrite:
+        raise ArtifactError(f"{file} is there already; --overwrite (overwrite=True) replaces it")
+    check_writable(file)
+    rows = read_adapter(adapter_folder(folder, name)).rows
+    values = {stack: ort.OrtValue.ortvalue_from_numpy(row[None]) for stack, row in rows.items()}
+    adapter = ort.AdapterFormat()
+    adapter.set_adapter_version(1)
+    adapter.set_model_version(1)
+    adapter.set_parameters(values)
+    with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as beside:
+        adapter.export_adapter(str(Path(beside) / file.name))
+        (Path(beside) / file.name).replace(file)
+    return file
+
+
+def _listed(artifact: Artifact, bank: Bank, name: str) -> ListedAdapter:
+    folder = adapter_folder(artifact.folder, name)
+    record, parity = read_record(folder), folder / PARITY
+    error = None
+    if parity.is_file():
+        try:
+            error = float(read_object(parity)["max_abs_error"])
+        except (OSError, ValueError, KeyError, TypeError) as wrong:
+            raise ArtifactError(f"{parity}: not readable ({wrong})") from wrong
+    labels = record.labels.get("id2label") or {}
+    return ListedAdapter(
+        name, bank.adapters[name], record.settings, tuple(map(str, labels.values())),
+        sum((folder / file).stat().st_size for file in files_of(folder)), bank.layout.row_bytes, error,
+        (record.source.name, record.source.sha256),
+    )  # fmt: skip
