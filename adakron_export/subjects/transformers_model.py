@@ -16,7 +16,8 @@ from transformers import modeling_outputs as outputs
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.bank import BankRunner
 from adakron_export.runtimes.base import ArtifactRunner
-from adakron_export.subjects.opening import OpenedArtifact, open_subject
+from adakron_export.subjects.opened import OpenedArtifact
+from adakron_export.subjects.opening import open_subject
 from adakron_export.subjects.subject import Subject
 from adakron_export.tasks import Task
 

@@ -25,7 +25,7 @@ from adakron_export.errors import AdaKronError, RunnerError
 if TYPE_CHECKING:
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.space import InputSpace, NamedBatch
-    from adakron_export.subjects.opening import Opened
+    from adakron_export.subjects.opened import Opened
     from adakron_export.subjects.subject import Subject
     from adakron_export.timing.load import Observed, Scenario
 

@@ -14,17 +14,15 @@ from adakron_export.graph.keys import EXACT_SUMS
 from adakron_export.graph.tolerance import Tolerance
 from adakron_export.probing.watching import graph_runner
 from adakron_export.runtimes.space import InputSpace, NamedBatch
-from adakron_export.subjects.opening import (
+from adakron_export.subjects.opened import (
     Opened,
     OpenedArtifact,
     OpenedCheckpoint,
     OpenedEngine,
-    Purpose,
     bank_parameters_of,
-    open_artifact_on,
-    open_model,
     parameters_of,
 )
+from adakron_export.subjects.opening import Purpose, open_artifact_on, open_model
 from adakron_export.subjects.space import model_space
 from adakron_export.subjects.subject import Subject
 from adakron_export.validation.batches import make_batches

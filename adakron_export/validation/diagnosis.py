@@ -12,7 +12,7 @@ from adakron_export.graph.passes.static_quantization import Kind, smoothing_in
 from adakron_export.graph.tolerance import Tolerance
 from adakron_export.runtimes.space import NamedBatch
 from adakron_export.runtimes.table import runtime_on
-from adakron_export.subjects.opening import Opened, OpenedArtifact, OpenedCheckpoint, bank_rows_of
+from adakron_export.subjects.opened import Opened, OpenedArtifact, OpenedCheckpoint, bank_rows_of
 from adakron_export.validation.divergence import Divergence, LayerError, first_divergence, layer_errors
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from typing import Any
 
 from adakron_export.errors import AdaKronError, told_as
 from adakron_export.files.records import read_json
-from adakron_export.subjects.opening import Opened, OpenedArtifact, OpenedCheckpoint, OpenedEngine
+from adakron_export.subjects.opened import Opened, OpenedArtifact, OpenedCheckpoint, OpenedEngine
 from adakron_export.subjects.space import full_config
 from adakron_export.tokenization.companions import SETTINGS, tokenizer_source
 from adakron_export.tokenization.encoding import TRIED, TextEncoder

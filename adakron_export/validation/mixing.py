@@ -10,7 +10,7 @@ from adakron_export.graph.tolerance import Tolerance
 from adakron_export.runtimes.bank import BankRunner
 from adakron_export.runtimes.base import Array
 from adakron_export.runtimes.space import NamedBatch
-from adakron_export.subjects.opening import Opened
+from adakron_export.subjects.opened import Opened
 from adakron_export.validation.batches import make_batches
 from adakron_export.validation.parity import OutputParity, compare_outputs
 

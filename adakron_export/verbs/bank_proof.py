@@ -14,14 +14,8 @@ from adakron_export.artifacts.manifest import BASE, PARITY
 from adakron_export.errors import ArtifactError
 from adakron_export.files.records import write_json
 from adakron_export.runtimes.bank import BankRunner, OneAdapter
-from adakron_export.subjects.opening import (
-    OpenedArtifact,
-    Purpose,
-    is_bank,
-    open_artifact_on,
-    open_subject,
-    task_of_exported,
-)
+from adakron_export.subjects.opened import OpenedArtifact
+from adakron_export.subjects.opening import Purpose, is_bank, open_artifact_on, open_subject, task_of_exported
 from adakron_export.subjects.subject import Subject, as_subject
 from adakron_export.validation.batches import make_batches
 from adakron_export.validation.comparison import (

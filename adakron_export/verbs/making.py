@@ -25,7 +25,7 @@ from adakron_export.files.staging import check_replaceable, check_writable
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.stacks import Array
 from adakron_export.graph.targets import GraphSpec
-from adakron_export.subjects.opening import tokenizer_folder
+from adakron_export.subjects.opened import tokenizer_folder
 from adakron_export.subjects.space import model_space
 from adakron_export.subjects.subject import Subject
 from adakron_export.tokenization.companions import copy_companions, has_tokenizer

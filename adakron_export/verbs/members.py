@@ -16,7 +16,8 @@ from adakron_export.extras import package_versions
 from adakron_export.graph.layout import BankLayout, Head, Place
 from adakron_export.graph.stacks import Array, rows_of
 from adakron_export.graph.targets import GraphSpec
-from adakron_export.subjects.opening import OpenedCheckpoint, open_model
+from adakron_export.subjects.opened import OpenedCheckpoint
+from adakron_export.subjects.opening import open_model
 from adakron_export.subjects.subject import Subject
 from adakron_export.tasks import Task
 from adakron_export.verbs.making import DESCRIBED, Source, load_source

@@ -13,15 +13,8 @@ from adakron_export.errors import CheckpointError, DataError, ExportError
 from adakron_export.files.places import check_there
 from adakron_export.options.fields import words_of
 from adakron_export.runtimes.space import InputSpace, NamedBatch
-from adakron_export.subjects.opening import (
-    Opened,
-    OpenedArtifact,
-    OpenedCheckpoint,
-    Purpose,
-    open_subject,
-    task_of_exported,
-    tokenizer_folder,
-)
+from adakron_export.subjects.opened import Opened, OpenedArtifact, OpenedCheckpoint, tokenizer_folder
+from adakron_export.subjects.opening import Purpose, open_subject, task_of_exported
 from adakron_export.subjects.subject import Subject, as_subject
 from adakron_export.validation.batches import make_batches
 from adakron_export.validation.comparison import (

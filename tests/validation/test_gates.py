@@ -13,7 +13,8 @@ from adakron_export import Batches, ExportSettings, Subject, export_onnx, valida
 from adakron_export.artifacts.artifact import open_artifact, write_manifest
 from adakron_export.artifacts.onnx_file import write_model
 from adakron_export.errors import ArtifactError
-from adakron_export.subjects.opening import open_subject, parameters_of
+from adakron_export.subjects.opened import parameters_of
+from adakron_export.subjects.opening import open_subject
 from adakron_export.validation.weights import compare_weights, graph_dtype
 from conftest import DEMO
 from tiny import save_checkpoint
