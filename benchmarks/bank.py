@@ -4,6 +4,7 @@ Run as `python benchmarks/bank.py -o benchmarks/results/bank.json`. Every side r
 sides take turns, round by round; a ratio is the median over the rounds.
 
 - `latency`: BERT-base (random weights), one adapter and mixed rows, over the artifact of one adapter.
+- `order`: BERT-base, rows sorted by adapter and rows of one adapter, over rows as they come.
 - `memory`: BERT-base with many adapters: what the process has resident, over the backbone and the adapters' bytes.
 - `stream`: MiniLM, 16 adapters drawn by a Zipf law, one bank beside an artifact for each: memory, disk, requests a
   second.
@@ -122,6 +123,24 @@ def compared(
     ]
 
 
+def order(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Rows of four adapters sorted by adapter, and rows of one adapter, over rows of four as they come."""
+    _, bank = exported(folder, made(folder, bert_base(folder), 4), options.target)
+    side, rows = Side(bank, options.threads), []
+    for shape in SHAPES["mixed"]:
+        names = [f"adapter-{row % 4}" for row in range(shape[0])]
+        ways = [partial(side.seconds, shape, each) for each in (names, sorted(names), "adapter-0")]
+        mixed_rows, in_order, one = rounds(2 * options.rounds, ways)
+        rows.append(
+            {
+                "shape": f"{shape[0]}x{shape[1]}",
+                "sorted": statistics.median(a / b for a, b in zip(in_order, mixed_rows, strict=True)),
+                "one": statistics.median(a / b for a, b in zip(one, mixed_rows, strict=True)),
+            }
+        )
+    return {"rows": rows}
+
+
 def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Resident memory with 200 adapters, over that of one artifact and the bytes of the others."""
     count = 200
@@ -195,7 +214,7 @@ def many(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
-    "latency": latency, "memory": memory, "stream": stream, "changes": changes, "many": many,
+    "latency": latency, "order": order, "memory": memory, "stream": stream, "changes": changes, "many": many,
 }  # fmt: skip
 
 

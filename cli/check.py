@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import click
 
@@ -30,11 +31,11 @@ def check(artifact: str, flavor: str, as_json: bool) -> None:
 
     Its own parser is asked, which needs no GPU.
     """
-    from adakron_export.artifacts.artifact import open_artifact
+    from adakron_export.artifacts.artifact import opened_with
     from adakron_export.engines.checking import check_support
     from adakron_export.machine.flavors import parser_named
 
-    report = check_support(open_artifact(artifact), parser_named(flavor))
+    report = opened_with(artifact, partial(check_support, flavor=parser_named(flavor)))
     if as_json:
         options.print_json(report.to_json())
     else:

@@ -190,6 +190,15 @@ class Artifact:
         except OSError:
             return True
 
+    def check_there(self) -> None:
+        """Raise where another export has taken its place since it was opened.
+
+        Raises:
+            ReplacedError: One has.
+        """
+        if self.was_replaced():
+            raise ReplacedError(self.folder)
+
 
 def is_artifact(path: Path) -> bool:
     """Whether a folder claims to be an artifact."""
@@ -246,14 +255,17 @@ def opened_with(folder: str | Path, make: Callable[[Artifact], T], *, skip_damag
 
 def _read_whole(path: Path, make: Callable[[Artifact], T], *, skip_damaged: bool = False) -> T:
     for _ in range(_TRIES):
-        with contextlib.suppress(_ReplacedError):
+        with contextlib.suppress(ReplacedError):
             return _read_once(path, make, skip_damaged=skip_damaged)
     with folder_lock(path):  # writers that leave no gap wait for one reader
         return _read_once(path, make, skip_damaged=skip_damaged)
 
 
-class _ReplacedError(ArtifactError):
+class ReplacedError(ArtifactError):
     """Another export took the artifact's place while it was read."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(f"{folder}: was written again while it was read; try once more")
 
 
 def _read_once(path: Path, make: Callable[[Artifact], T], *, skip_damaged: bool) -> T:
@@ -262,10 +274,9 @@ def _read_once(path: Path, make: Callable[[Artifact], T], *, skip_damaged: bool)
         made = _made_and_checked(artifact, make)
     except Exception:
         if artifact.was_replaced():
-            raise _ReplacedError(f"{path}: was written again while it was read; open it once more") from None
+            raise ReplacedError(path) from None
         raise
-    if artifact.was_replaced():
-        raise _ReplacedError(f"{path}: was written again while it was read; open it once more")
+    artifact.check_there()
     return made
 
 

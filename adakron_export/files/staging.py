@@ -102,13 +102,16 @@ def staged_folder(final: Path) -> Iterator[Path]:
         os.close(held)
 
 
-def put_in_place(staged: Path, final: Path, *, problem: Callable[[], str | None] = lambda: None) -> None:
+def put_in_place(
+    staged: Path, final: Path, *, problem: Callable[[], str | None] = lambda: None, locked: bool = False
+) -> None:
     """Make ``staged`` be ``final`` in one step; what stood there before is gone after it.
 
     Args:
         staged: The folder that `staged_folder` made.
         final: The place.
         problem: Asked once more why ``final`` must not be replaced, while nobody else can.
+        locked: Whether the caller holds `folder_lock` of ``final`` already.
 
     Raises:
         AdaKronError: There is a problem.
@@ -116,7 +119,7 @@ def put_in_place(staged: Path, final: Path, *, problem: Callable[[], str | None]
     for file in staged.rglob("*"):
         _sync(file)
     staged.chmod(0o777 & ~_umask())  # mkdtemp makes private folders
-    with folder_lock(final) if final.is_dir() else contextlib.nullcontext():
+    with folder_lock(final) if final.is_dir() and not locked else contextlib.nullcontext():
         refused = problem()
         if refused:
             raise AdaKronError(refused)

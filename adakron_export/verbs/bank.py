@@ -30,7 +30,7 @@ from adakron_export.verbs.bank_folder import (
     bank_of,
     change_bank,
     finish,
-    open_bank_folder,
+    read_bank,
     with_adapters,
     with_member,
     write_adapters,
@@ -158,24 +158,20 @@ def add_to_bank(
     _check_limits(limits)
     if settings.opset is not None or settings.per_token or settings.text is not None:
         raise ExportError("opset, per_token and text are about the graph, which is made already; leave them out")
-    artifact = open_bank_folder(folder)
-    _check_new(artifact, subjects, overwrite=overwrite)
+    known = read_bank(folder, partial(_checked_new, subjects=subjects, overwrite=overwrite))
     for subject in subjects.values():
         check_there(subject.path, CheckpointError)
     check_writable(folder)
-    task = artifact.manifest.task
     members = [
-        load_member(name, replace(subject, task=subject.task or task), force=settings.force)
+        load_member(name, replace(subject, task=subject.task or known.manifest.task), force=settings.force)
         for name, subject in subjects.items()
     ]
-    for member in members:
-        check_fits(artifact.manifest, member.record, str(member.source.found.path))
     reports: dict[str, ParityReport] = {}
 
     def change(staged: Artifact) -> Artifact | None:
-        _check_new(staged, subjects, overwrite=overwrite)
-        changed = staged
+        changed = _checked_new(staged, subjects, overwrite=overwrite)
         for member in members:
+            check_fits(changed.manifest, member.record, str(member.source.found.path))
             changed = with_member(changed, member)
         if settings.validate:
             reports.update(prove(changed, members, limits))
@@ -248,8 +244,12 @@ def adapter_name(path: str | Path) -> str:
     return (found.parent if found.is_file() else found).resolve().name if found.exists() else found.name
 
 
-def _check_new(artifact: Artifact, subjects: Mapping[str, Subject], *, overwrite: bool) -> None:
-    """Raise where an adapter has the name of one that must stay, or there is no place for all."""
+def _checked_new(artifact: Artifact, subjects: Mapping[str, Subject], *, overwrite: bool) -> Artifact:
+    """The bank, if there is place for all and none has the name of one that must stay.
+
+    Raises:
+        ArtifactError: There is not, or one has.
+    """
     known = bank_of(artifact)
     there = [name for name in subjects if name in known.adapters]
     if there and not overwrite:
@@ -267,3 +267,4 @@ def _check_new(artifact: Artifact, subjects: Mapping[str, Subject], *, overwrite
             f"{artifact.folder} has {known.places} places, and {needed} adapters would be in it; remove one, or make "
             "the bank anew with a larger --sealed"
         )
+    return artifact

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from adakron_export.errors import ArtifactError
 from adakron_export.extras import require
 from adakron_export.files.records import read_object
 from adakron_export.files.staging import check_writable
-from adakron_export.verbs.bank_folder import bank_of, open_bank_folder
+from adakron_export.graph.stacks import Array
+from adakron_export.verbs.bank_folder import bank_of, read_bank
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,9 +55,12 @@ def list_bank(bank: str | Path) -> list[ListedAdapter]:
     Raises:
         ArtifactError: The folder is no bank, or is damaged.
     """
-    artifact = open_bank_folder(Path(bank), wait=True)
-    known = bank_of(artifact)
-    return [_listed(artifact, known, name) for name in sorted(known.adapters, key=lambda name: known.adapters[name])]
+    return read_bank(Path(bank), _listed)
+
+
+def _listed(artifact: Artifact) -> list[ListedAdapter]:
+    bank = bank_of(artifact)
+    return [_one_listed(artifact, bank, name) for name in sorted(bank.adapters, key=lambda name: bank.adapters[name])]
 
 
 def export_adapter(bank: str | Path, name: str, output: str | Path, *, overwrite: bool = False) -> Path:
@@ -72,14 +77,10 @@ def export_adapter(bank: str | Path, name: str, output: str | Path, *, overwrite
     """
     ort = require("onnxruntime", extra="cpu' or 'adakron-export[gpu")
     folder, file = Path(bank), Path(output)
-    artifact = open_bank_folder(folder, wait=True)
-    known = bank_of(artifact)
-    if known.places is not None:
-        raise ArtifactError(f"{folder} is sealed: its graph takes adapter_ids and no adapter of a file")
+    rows = read_bank(folder, partial(_rows_of, name=name))
     if file.exists() and not overwrite:
         raise ArtifactError(f"{file} is there already; --overwrite (overwrite=True) replaces it")
     check_writable(file)
-    rows = read_adapter(adapter_folder(folder, name)).rows
     values = {stack: ort.OrtValue.ortvalue_from_numpy(row[None]) for stack, row in rows.items()}
     adapter = ort.AdapterFormat()
     adapter.set_adapter_version(1)
@@ -91,7 +92,13 @@ def export_adapter(bank: str | Path, name: str, output: str | Path, *, overwrite
     return file
 
 
-def _listed(artifact: Artifact, bank: Bank, name: str) -> ListedAdapter:
+def _rows_of(artifact: Artifact, name: str) -> Mapping[str, Array]:
+    if bank_of(artifact).places is not None:
+        raise ArtifactError(f"{artifact.folder} is sealed: its graph takes adapter_ids and no adapter of a file")
+    return read_adapter(adapter_folder(artifact.folder, name)).rows
+
+
+def _one_listed(artifact: Artifact, bank: Bank, name: str) -> ListedAdapter:
     folder = adapter_folder(artifact.folder, name)
     record, parity = read_record(folder), folder / PARITY
     error = None

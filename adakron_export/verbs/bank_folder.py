@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -9,34 +10,41 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from adakron_export.artifacts.adapters import write_adapter
-from adakron_export.artifacts.artifact import Artifact, open_artifact, write_manifest
+from adakron_export.artifacts.artifact import Artifact, ReplacedError, opened_with, write_manifest
 from adakron_export.artifacts.card import model_card
 from adakron_export.artifacts.manifest import ADAPTER_FOLDER, CARD, MANIFEST, SIGNATURE, Bank
 from adakron_export.artifacts.sealed import seal, write_row
-from adakron_export.errors import AdaKronError, ArtifactError
-from adakron_export.files.staging import put_in_place, staged_folder
+from adakron_export.errors import ArtifactError
+from adakron_export.files.staging import folder_lock, put_in_place, staged_folder
 from adakron_export.verbs.members import Member
 
 _log = logging.getLogger(__name__)
-_TRIES = 5  # to put a change in place, where others change the bank at once
+T = TypeVar("T")
+_TRIES = 5  # to change a bank without holding off its other writers
 
 
-def open_bank_folder(folder: Path, *, wait: bool = False) -> Artifact:
-    """A bank, as its manifest says.
+def read_bank(folder: Path, make: Callable[[Artifact], T]) -> T:
+    """What is made of a bank, while its files are hashed beside; where it is changed meanwhile, all is made again.
 
     Args:
         folder: Where it is.
-        wait: Check its files now.
+        make: Reads what it needs.
 
     Raises:
         ArtifactError: The folder is no bank, or is damaged.
     """
-    artifact = open_artifact(folder, wait=wait)
-    if artifact.manifest.bank is None:
-        raise ArtifactError(f"{folder} is an artifact of one adapter; make a bank with `adakron-export bank create`")
-    return artifact
+
+    def made(artifact: Artifact) -> T:
+        if artifact.manifest.bank is None:
+            raise ArtifactError(
+                f"{folder} is an artifact of one adapter; make a bank with `adakron-export bank create`"
+            )
+        return make(artifact)
+
+    return opened_with(folder, made)
 
 
 def bank_of(artifact: Artifact) -> Bank:
@@ -90,46 +98,40 @@ def change_bank(folder: Path, change: Callable[[Artifact], Artifact | None]) -> 
             is to be written.
     """
     for _ in range(_TRIES):
-        with staged_folder(folder) as staged:
-            before = _copy_of(folder, staged)
-            changed = change(replace(before, folder=staged))
-            if changed is None:
-                return None
-            finished = finish(changed, folder)
-            try:
-                put_in_place(staged, folder, problem=partial(_replaced, before))
-            except AdaKronError as error:
-                if str(error) == _REPLACED:
-                    continue
-                raise
-            return replace(finished, folder=folder)
-    raise ArtifactError(f"{folder}: others change it again and again; try once more when that is over")
+        with contextlib.suppress(ReplacedError):
+            return _changed(folder, change)
+    with folder_lock(folder):  # the others wait for this one
+        return _changed(folder, change, locked=True)
 
 
-_REPLACED = "the bank was changed meanwhile"
+def _changed(folder: Path, change: Callable[[Artifact], Artifact | None], *, locked: bool = False) -> Artifact | None:
+    with staged_folder(folder) as staged:
+        before = read_bank(folder, partial(_copied, staged=staged))
+        changed = change(replace(before, folder=staged))
+        if changed is None:
+            return None
+        finished, signed = finish(changed, folder), (folder / SIGNATURE).is_file()
+        put_in_place(staged, folder, problem=before.check_there, locked=locked)
+    if signed:
+        _log.warning("%s: its signature was of the bank before and is gone; sign it again", folder)
+    return replace(finished, folder=folder)
 
 
-def _replaced(before: Artifact) -> str | None:
-    return _REPLACED if before.was_replaced() else None
-
-
-def _copy_of(folder: Path, staged: Path) -> Artifact:
-    """A bank's files in a staged folder, as links to the same ones; a file that is changed is written anew.
+def _copied(bank: Artifact, staged: Path) -> Artifact:
+    """The bank, with its files in a staged folder, as links to the same ones; one that changes is written anew.
 
     Hidden files, which are no part of a bank, stay too. A signature does not: it is of the files before.
     """
-    before = open_bank_folder(folder)
-    for path in folder.rglob("*"):
-        place = staged / path.relative_to(folder)
+    for left in staged.iterdir():  # by a try on a bank that was replaced meanwhile
+        shutil.rmtree(left) if left.is_dir() and not left.is_symlink() else left.unlink()
+    for path in bank.folder.rglob("*"):
+        place = staged / path.relative_to(bank.folder)
         if path.is_dir() and not path.is_symlink():
             place.mkdir(parents=True, exist_ok=True)
-        elif path.parent != folder or path.name not in (MANIFEST, SIGNATURE):
+        elif path.parent != bank.folder or path.name not in (MANIFEST, SIGNATURE):
             place.parent.mkdir(parents=True, exist_ok=True)
             _link(path, place)
-    before.check()
-    if (folder / SIGNATURE).is_file():
-        _log.warning("%s: its signature was of the bank before and is gone; sign it again", folder)
-    return before
+    return bank
 
 
 def _link(file: Path, place: Path) -> None:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from adakron_export.artifacts.artifact import Artifact, is_artifact, open_artifact
+from adakron_export.artifacts.artifact import Artifact, is_artifact, open_artifact, opened_with
 from adakron_export.artifacts.engine import is_engine, open_engine
 from adakron_export.artifacts.listing import files_of
 from adakron_export.graph import kron_op
@@ -127,7 +127,7 @@ def inspect(path: str | Path, *, backbone: str | Path | None = None) -> Checkpoi
         ArtifactError: The artifact is damaged.
     """
     if is_artifact(Path(path)):
-        return _inspect_artifact(open_artifact(path))
+        return opened_with(path, _inspect_artifact)
     _log.info("load the checkpoint and its backbone")
     from adakron_export.checkpoints.checkpoint import find_checkpoint
 

@@ -113,6 +113,7 @@ def export_engine(
             if artifact.manifest.bank is not None:
                 shutil.copytree(artifact.folder / ADAPTER_FOLDER, staged / ADAPTER_FOLDER)
             manifest = write_engine_manifest(staged, order.manifest(built)).manifest
+            artifact.check_there()
             put_in_place(staged, folder, problem=replaceable)
     return EngineResult(EngineFolder(folder, manifest), built.plan.nbytes)
 

@@ -1,6 +1,7 @@
 """Banks: what they answer, how they change, and what they refuse."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -443,7 +444,7 @@ def test_labels_are_held_against_the_adapters_own(bank, checkpoints):
     assert "labels: 0 is 'other', in the reference 'topic-0'" in report.mismatches[0]
 
 
-def test_two_writers_lose_nothing(bank, late):
+def test_writers_at_once_lose_nothing(bank, late):
     code = (
         "import sys; from adakron_export import MakingSettings, add_to_bank; "
         "add_to_bank(sys.argv[1], {sys.argv[2]: sys.argv[3]}, settings=MakingSettings(validate=False))"
@@ -453,6 +454,30 @@ def test_two_writers_lose_nothing(bank, late):
     names = [row.name for row in list_bank(bank)]
     assert names[:3] == [*VARIANTS]
     assert sorted(names[3:]) == ["one", "three", "two"]
+
+
+def test_a_change_that_others_overtake_again_and_again_makes_them_wait(bank, late, monkeypatch):
+    link, writers = os.link, {}
+
+    def overtake(name):
+        add_to_bank(bank, {name: late}, settings=MakingSettings(validate=False))
+
+    def linked(source, place, **options):
+        if threading.current_thread() is threading.main_thread() and Path(source).name == "README.md":
+            name = f"other-{len(writers)}"
+            writers[name] = threading.Thread(target=overtake, args=[name])
+            writers[name].start()
+            writers[name].join(timeout=2)  # it waits where the bank is locked
+        link(source, place, **options)
+
+    monkeypatch.setattr(os, "link", linked)
+    monkeypatch.setattr("adakron_export.artifacts.artifact._TRIES", 2)
+    monkeypatch.setattr("adakron_export.verbs.bank_folder._TRIES", 1)
+    remove_from_bank(bank, "tone")
+    for writer in writers.values():
+        writer.join()
+    assert {row.name for row in list_bank(bank)} == {"spam", "topic", *writers}
+    assert len(writers) > 2
 
 
 KILLED = """
