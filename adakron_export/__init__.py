@@ -14,11 +14,12 @@ from adakron_export._version import __version__
 from adakron_export.extras import missing_package
 
 if TYPE_CHECKING:
+    from adakron_export.adapter.bottleneck.config import BottleneckConfig
     from adakron_export.adapter.config import AdaKronConfig
-    from adakron_export.adapter.folding import fold
     from adakron_export.adapter.tuner import AdaKronModel, rescale_adapter_scale
     from adakron_export.artifacts.artifact import Artifact, open_artifact
     from adakron_export.artifacts.shapes import EngineShapes
+    from adakron_export.checkpoints.kinds import fold
     from adakron_export.checkpoints.loading import load_model
     from adakron_export.data.settings import TextSettings
     from adakron_export.engines.settings import EngineOptions
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "AdaKronConfig": "adapter.config",
     "AdaKronError": "errors",
+    "BottleneckConfig": "adapter.bottleneck.config",
     "AdaKronModel": "adapter.tuner",
     "Artifact": "artifacts.artifact",
     "BankResult": "verbs.bank",
@@ -88,7 +90,7 @@ _HOMES = {
     "export_adapter": "verbs.bank_contents",
     "export_engine": "verbs.tensorrt",
     "export_onnx": "verbs.onnx",
-    "fold": "adapter.folding",
+    "fold": "checkpoints.kinds",
     "inspect": "verbs.inspect",
     "list_bank": "verbs.bank_contents",
     "load_model": "checkpoints.loading",
@@ -112,6 +114,7 @@ __all__ = [
     "AdaKronModel",
     "Artifact",
     "BankResult",
+    "BottleneckConfig",
     "BankRunner",
     "BankSettings",
     "Batches",

@@ -14,20 +14,20 @@ from .console import echo
 
 @click.command()
 @click.argument("checkpoint")
-@click.option("--backbone", required=True, metavar="DIR_OR_ID", help="Backbone that it was trained on.")
+@options.of(Subject, "backbone")
 @click.option("-o", "--output", required=True, metavar="DIR", help="PEFT folder to write.")
 @options.of(Subject, "task")
 @options.overwrite
 @options.as_json
-def convert(checkpoint: str, backbone: str, output: str, *, as_json: bool, **settings: Any) -> None:
-    """Turn a reference file into a PEFT folder.
+def convert(checkpoint: str, output: str, *, as_json: bool, **settings: Any) -> None:
+    """Turn a checkpoint of another implementation into a PEFT folder.
 
-    CHECKPOINT is a file of the AdaKron reference implementation (pytorch_model_expert_soup.bin, model.500.pt) or a
-    folder with the former. Variant, r, k, experts and Kronecker order are read off it.
+    CHECKPOINT is a file of the AdaKron reference implementation (pytorch_model_expert_soup.bin, model.500.pt), a
+    folder with the former, or a folder as AdapterHub's save_adapter writes it.
     """
     from adakron_export import convert as convert_checkpoint
 
-    folder = convert_checkpoint(checkpoint, output, backbone=backbone, **settings)
+    folder = convert_checkpoint(checkpoint, output, **settings)
     if as_json:
         options.print_json({"folder": str(folder)})
     else:

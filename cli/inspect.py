@@ -46,16 +46,21 @@ def _print_adapters(adapters: Any) -> None:
         echo(f"  {adapter.module}\n      {shapes}")
 
 
+def _settings_of(settings: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "kind") or "none"
+
+
 def _print_checkpoint(info: Any) -> None:
-    settings = ", ".join(f"{key} {value}" for key, value in info.settings.items())
-    kind = {"peft": "PEFT checkpoint", "reference": "file of the reference implementation"}[info.kind]
+    from adakron_export.checkpoints.kinds import KINDS
+
+    kind = KINDS[info.kind].title
     trained = info.adapter_parameters + info.head_parameters
     _print_rows(
         [
             (kind, f"{info.path} ({options.size(info.file_bytes)})"),
             ("model", f"{info.architecture} for {info.task}"),
             ("backbone", info.backbone),
-            ("adapter", settings),
+            ("adapter", _settings_of(info.settings)),
             (
                 "trained",
                 f"{trained:,} of {info.total_parameters:,} parameters ({info.trainable_share:.3%}): "
@@ -63,7 +68,8 @@ def _print_checkpoint(info: Any) -> None:
             ),
         ]
     )
-    _print_adapters(info.adapters)
+    if info.adapters:
+        _print_adapters(info.adapters)
 
 
 def _print_artifact(info: Any) -> None:
@@ -74,6 +80,7 @@ def _print_artifact(info: Any) -> None:
         [
             ("artifact", info.path),
             ("made of", f"{manifest['backbone']} with {manifest['adapter_source']['name']}"),
+            ("adapter", _settings_of(manifest["adapter"])),
             ("task", manifest["task"]),
             *([("bank", ", ".join(manifest["bank"]["adapters"]))] if "bank" in manifest else []),
             ("graph", f"target {manifest['target']}, {manifest['dtype']}, opsets {opsets}"),
@@ -90,7 +97,7 @@ def _print_artifact(info: Any) -> None:
     )
     if info.adapters:
         _print_adapters(info.adapters)
-    else:
+    elif manifest["adapter"].get("kind") not in ("peft", "none"):
         echo(f"adapters inlined for the target {manifest['target']}")
 
 

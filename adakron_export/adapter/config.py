@@ -24,7 +24,7 @@ _WIDEST, _MOST_EXPERTS = 2**16, 1024
 _CARD_SECTION = """
 ## Load it
 
-PEFT knows AdaKron once the package `adakron-export` is imported:
+PEFT knows this method once the package `adakron-export` is imported:
 
 ```python
 import adakron_export  # before PeftModel.from_pretrained, AutoPeftModel... or AutoModel... reads this folder
@@ -130,9 +130,14 @@ class AdaKronConfig(PeftConfig):  # type: ignore[misc,unused-ignore]
     def save_pretrained(self, save_directory: str, **kwargs: Any) -> None:
         """Write the configuration, and into the model card beside it how PEFT comes to know the method."""
         super().save_pretrained(save_directory, **kwargs)
-        card = Path(save_directory) / "README.md"
-        if card.is_file() and "import adakron_export" not in (text := card.read_text(encoding="utf-8")):
-            card.write_text(text.rstrip() + "\n" + _CARD_SECTION, encoding="utf-8")
+        complete_card(Path(save_directory))
+
+
+def complete_card(folder: Path) -> None:
+    """Say in the model card that PEFT writes how it comes to know the method."""
+    card = folder / "README.md"
+    if card.is_file() and "import adakron_export" not in (text := card.read_text(encoding="utf-8")):
+        card.write_text(text.rstrip() + "\n" + _CARD_SECTION, encoding="utf-8")
 
 
 def _whole(value: Any, name: str) -> int:

@@ -10,7 +10,8 @@ into those of the small networks, exactly, and an addition of ``[batch, tokens, 
 from __future__ import annotations
 
 import copy
-from typing import cast
+from collections.abc import Collection
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -77,21 +78,35 @@ def fold(model: PeftModel, *, biases: bool = True) -> nn.Module:
     Raises:
         ExportError: Not exactly one adapter is active, or a projection is quantised.
     """
-    adapter = _active_adapter(model)
+    adapter = active_adapter(model)
     base = model.get_base_model()
-    shared = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in base.parameters()} | {
-        id(tensor): tensor for tensor in base.buffers()
-    }
-    folded = copy.deepcopy(base, cast("dict[int, object]", shared))
+    folded = copy.deepcopy(base, shared_memo(base))
     for name, module in list(folded.named_modules()):
         if isinstance(module, AdaKronLayer):
-            _put(folded, name, _fold_layer(name, module, adapter, biases=biases))
+            put(folded, name, _fold_layer(name, module, adapter, biases=biases))
         elif isinstance(module, ModulesToSaveWrapper):
-            _put(folded, name, module.modules_to_save[adapter])
-    for name, module in list(folded.named_modules()):
+            put(folded, name, module.modules_to_save[adapter])
+    return without_dropout(cast(nn.Module, folded))
+
+
+def static_copy(model: nn.Module) -> nn.Module:
+    """A model without an adapter, without its dropout; it shares the storage of ``model``."""
+    return without_dropout(copy.deepcopy(model, shared_memo(model)))
+
+
+def shared_memo(model: nn.Module, *, without: Collection[int] = ()) -> dict[int, Any]:
+    """What lets `copy.deepcopy` share a model's storage, but for the tensors of some ids."""
+    parameters = {id(tensor): nn.Parameter(tensor.detach(), requires_grad=False) for tensor in model.parameters()}
+    buffers = {id(tensor): tensor for tensor in model.buffers()}
+    return {key: tensor for key, tensor in {**parameters, **buffers}.items() if key not in without}
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model in eval mode, its dropout replaced in place."""
+    for name, module in list(model.named_modules()):
         if isinstance(module, nn.Dropout):
-            _put(folded, name, nn.Identity())
-    return cast(nn.Module, folded.eval())
+            put(model, name, nn.Identity())
+    return model.eval()
 
 
 def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
@@ -103,7 +118,7 @@ def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
     Raises:
         ExportError: Not exactly one adapter is active.
     """
-    adapter = _active_adapter(model)
+    adapter = active_adapter(model)
     found: dict[str, Tensor] = {}
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, AdaKronLayer) and adapter in module.settings:
@@ -116,7 +131,7 @@ def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
 
 def saved_modules(model: PeftModel) -> dict[str, nn.Module]:
     """The modules that PEFT saves with the active adapter, by the names that they have in the folded model."""
-    adapter = _active_adapter(model)
+    adapter = active_adapter(model)
     return {
         name: module.modules_to_save[adapter]
         for name, module in model.get_base_model().named_modules()
@@ -124,7 +139,12 @@ def saved_modules(model: PeftModel) -> dict[str, nn.Module]:
     }
 
 
-def _active_adapter(model: PeftModel) -> str:
+def active_adapter(model: PeftModel) -> str:
+    """The name of the one adapter that is active.
+
+    Raises:
+        ExportError: There is not exactly one.
+    """
     active = list(model.active_adapters)
     if len(active) != 1:
         raise ExportError(
@@ -133,7 +153,8 @@ def _active_adapter(model: PeftModel) -> str:
     return str(active[0])
 
 
-def _put(model: nn.Module, name: str, module: nn.Module) -> None:
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Replace a module of a model."""
     parent, _, child = name.rpartition(".")
     setattr(model.get_submodule(parent), child, module)
 
@@ -169,7 +190,7 @@ def _fold_layer(name: str, layer: AdaKronLayer, adapter: str, *, biases: bool) -
         return layer.get_base_layer()
     weights = folded_weights(layer, adapter)
     up_bias = weights.pop("up_bias")
-    projection = _with_bias_added(name, layer.base_layer, up_bias if biases else None)
+    projection = with_bias_added(name, layer.base_layer, up_bias if biases else None)
     dtype = cast(Tensor, projection.weight).dtype
     order, activation = layer.settings[adapter]
     return KronAdapter(
@@ -180,8 +201,12 @@ def _fold_layer(name: str, layer: AdaKronLayer, adapter: str, *, biases: bool) -
     )
 
 
-def _with_bias_added(name: str, projection: nn.Module, bias: Tensor | None) -> nn.Module:
-    """The projection with ``bias [hidden]`` added to its own, where there is one; the weight is shared."""
+def with_bias_added(name: str, projection: nn.Module, bias: Tensor | None) -> nn.Module:
+    """The projection with ``bias [hidden]`` added to its own, where there is one; the weight is shared.
+
+    Raises:
+        ExportError: The projection is quantised.
+    """
     if type(projection) not in (nn.Linear, Conv1D):
         raise ExportError(
             f"{name} is a {type(projection).__name__}; only backbones with plain Linear or Conv1D projections can "

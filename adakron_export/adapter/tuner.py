@@ -21,8 +21,12 @@ from adakron_export.errors import AdapterConfigError, AdapterUseError
 PREFIX = "adakron_"
 
 
-def _widths(module: nn.Module, name: str) -> tuple[int | None, int]:
-    """The widths of a projection's input, where it says so, and output."""
+def widths(module: nn.Module, name: str) -> tuple[int | None, int]:
+    """The widths of a projection's input, where it says so, and output.
+
+    Raises:
+        AdapterConfigError: It does not say how wide its output is.
+    """
     for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):  # the latter: the Conv1D of transformers
         width = getattr(module, outputs, None)
         if isinstance(width, int):
@@ -38,6 +42,18 @@ def layer_index(name: str) -> int | None:
     """The layer number in a module's name: the first one."""
     found = re.search(r"(?:^|\.)[^.]+\.(\d+)(?:\.|$)", name)
     return int(found[1]) if found else None
+
+
+def is_target(config: Any, key: str) -> Any:
+    """PEFT's rule, which chooses layers only where target_modules is a list, and there below a parent only."""
+    anywhere = copy.copy(config)
+    anywhere.layers_to_transform = None
+    found = check_target_module_exists(anywhere, key)
+    if not found or config.layers_to_transform is None:
+        return found
+    by_name = copy.copy(config)
+    by_name.target_modules = [key.rpartition(".")[2]]
+    return check_target_module_exists(by_name, f"model.{key}")
 
 
 class AdaKronModel(BaseTuner):  # type: ignore[misc,unused-ignore]
@@ -56,15 +72,7 @@ class AdaKronModel(BaseTuner):  # type: ignore[misc,unused-ignore]
 
     @staticmethod
     def _check_target_module_exists(peft_config: AdaKronConfig, key: str) -> Any:
-        """PEFT's rule, which chooses layers only where target_modules is a list, and there below a parent only."""
-        anywhere = copy.copy(peft_config)
-        anywhere.layers_to_transform = None
-        found = check_target_module_exists(anywhere, key)
-        if not found or peft_config.layers_to_transform is None:
-            return found
-        by_name = copy.copy(peft_config)
-        by_name.target_modules = [key.rpartition(".")[2]]
-        return check_target_module_exists(by_name, f"model.{key}")
+        return is_target(peft_config, key)
 
     @contextmanager
     def _enable_peft_forward_hooks(
@@ -136,7 +144,7 @@ class AdaKronModel(BaseTuner):  # type: ignore[misc,unused-ignore]
             target.update_layer(adapter_name, peft_config, r=r)
             return
         base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        before, width = _widths(cast(nn.Module, base), current_key)
+        before, width = widths(cast(nn.Module, base), current_key)
         layer = AdaKronLayer(target, adapter_name, peft_config, in_features=before, hidden=width, r=r)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)

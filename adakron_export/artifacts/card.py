@@ -6,7 +6,7 @@ import json
 
 from adakron_export.artifacts.artifact import Artifact
 from adakron_export.artifacts.card_metadata import front_matter
-from adakron_export.artifacts.manifest import BASE, PARITY, Manifest
+from adakron_export.artifacts.manifest import BASE, NO_ADAPTER, PARITY, Manifest
 from adakron_export.errors import first_few
 
 
@@ -30,14 +30,14 @@ def model_card(artifact: Artifact, name: str) -> str:
     outputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.outputs)
     measured = [row for row in artifact.attempts() if row["held"]]
     head = front_matter(
-        library="adakron-export", task=manifest.task, backbone=manifest.backbone, tags=("onnx", "adakron"), name=name,
+        library="adakron-export", task=manifest.task, backbone=manifest.backbone, tags=_tags(manifest), name=name,
         data=artifact.measured_on(), metrics={row["metric"]: row["candidate"] for row in measured},
     )  # fmt: skip
     return f"""{head}
 
 # {name}
 
-`{manifest.backbone}` with {_adapters(manifest)}, for
+`{manifest.backbone}`{_adapters(manifest)}, for
 {manifest.task}, exported to ONNX by adakron-export
 {manifest.versions.get("adakron-export", "")}.
 
@@ -57,13 +57,27 @@ def model_card(artifact: Artifact, name: str) -> str:
 """
 
 
+def _tags(manifest: Manifest) -> tuple[str, ...]:
+    method = manifest.adapter.get("peft_type")
+    return ("onnx",) if method is None else ("onnx", str(method).lower())
+
+
 def _adapters(manifest: Manifest) -> str:
     if manifest.bank is not None:
         names = [name for name in manifest.bank.adapters if name != BASE]
-        return f"a bank of {len(names)} AdaKron adapters ({first_few([f'`{name}`' for name in names], 8)})"
+        return f" with a bank of {len(names)} AdaKron adapters ({first_few([f'`{name}`' for name in names], 8)})"
     adapter = manifest.adapter
-    experts = f", {adapter['num_experts']} experts merged" if adapter["num_experts"] > 1 else ""
-    return f"AdaKron adapters (r={adapter['r']}, k={adapter['k']}{experts}) folded in"
+    if adapter.get("kind") == NO_ADAPTER:
+        return ""
+    if "num_experts" in adapter:
+        experts = f", {adapter['num_experts']} experts merged" if adapter["num_experts"] > 1 else ""
+        return f" with AdaKron adapters (r={adapter['r']}, k={adapter['k']}{experts}) folded in"
+    settings = ", ".join(
+        f"{name}={value}"
+        for name, value in adapter.items()
+        if isinstance(value, int | float | str) and name not in ("kind", "peft_type")
+    )
+    return f" with a {adapter['peft_type']} adapter ({settings}) merged in"
 
 
 def _integer_products(artifact: Artifact) -> str:

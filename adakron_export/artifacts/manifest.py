@@ -33,6 +33,7 @@ STACKS = "model.onnx_adapters"  # of a sealed bank
 FORMAT_VERSION = 1
 LAYOUTS = ("flat", "transformers.js")
 ADAPTER_FOLDER = "adapters"  # of a bank: a folder for each
+ADAKRON, NO_ADAPTER = "adakron", "none"  # kinds of adapters
 BASE = "__base__"  # PEFT's name for the bare backbone
 ADAPTER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 LARGEST_ROW = 2**33
@@ -120,8 +121,8 @@ class Manifest:
         spec: What the graph is; its fields stand among the manifest's own keys.
         inputs: Inputs in their order.
         outputs: Outputs in their order; always float32.
-        adapter: The adapter's configuration.
-        adapter_source: The checkpoint's file.
+        adapter: The adapter's kind and configuration.
+        adapter_source: The checkpoint's file; of a whole model its weights.
         backbone_source: The backbone's files.
         backbone: The backbone's name, without its folder.
         max_length: The longest input, in tokens.
@@ -242,13 +243,21 @@ def manifest_of(content: Mapping[str, Any]) -> Manifest:
         raise ValueError(f"dtype is {manifest.spec.dtype!r:.60}")
     if manifest.task not in list(Task):
         raise ValueError(f"task is {manifest.task!r:.60}")
-    lacking = {"r", "k", "num_experts"} - manifest.adapter.keys()
-    if lacking:
-        raise ValueError(f"adapter lacks {', '.join(sorted(lacking))}")
+    _check_adapter(manifest.adapter)
     check_tensors(manifest.inputs, manifest.outputs)
     if manifest.bank is not None:
         check_bank(manifest.bank)
     return manifest
+
+
+def _check_adapter(adapter: Mapping[str, Any]) -> None:
+    kind = adapter.get("kind", ADAKRON)  # which the first manifests did not say
+    needed = {ADAKRON: {"r", "k", "num_experts"}, NO_ADAPTER: set()}.get(
+        str(kind).removesuffix("-reference"), {"peft_type"}
+    )
+    lacking = needed - adapter.keys()
+    if lacking:
+        raise ValueError(f"adapter lacks {', '.join(sorted(lacking))}")
 
 
 def check_bank(bank: Bank) -> None:

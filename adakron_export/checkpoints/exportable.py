@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,51 +12,65 @@ from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import is_plain, largest_id, padding_id
 
 if TYPE_CHECKING:
-    from peft import PeftModel
+    from torch import Tensor
+    from transformers import PreTrainedModel
 
+    from adakron_export.checkpoints.kinds import Loaded
     from adakron_export.checkpoints.task_model import TaskModel
 
 _log = logging.getLogger(__name__)
+_ROUNDING = 1e-6  # by which an adapter that adds nothing may differ: DoRA computes the norms of the weights
 
 
-def check_trained(source: Path, model: PeftModel) -> None:
-    """An adapter whose up-projection is zero is the identity: nobody wants to ship the bare backbone unawares.
+def check_trained(loaded: Loaded, eager: TaskModel, batch: Mapping[str, Tensor]) -> None:
+    """An adapter that changes nothing was not trained: nobody wants to ship the bare backbone unawares.
+
+    Args:
+        loaded: The checkpoint.
+        eager: Its model, behind its signature.
+        batch: Inputs to run it on.
 
     Raises:
-        ExportError: They all are.
+        ExportError: The outputs are those of the bare backbone.
     """
-    from adakron_export.checkpoints.loading import adapter_layers
+    import torch
 
-    ups = [layer.networks(model.active_adapter)[2] for layer in adapter_layers(model.get_base_model()).values()]
-    if not any(bool(parameter.any()) for up in ups for parameter in up.parameters()):
+    if not loaded.adapts:
+        return
+    inputs = [batch[name] for name in eager.signature.inputs]
+    with torch.no_grad():
+        adapted = eager(*inputs)
+        with loaded.bare():
+            bare = eager(*inputs)
+    if all(
+        torch.allclose(one, other, rtol=_ROUNDING, atol=_ROUNDING) for one, other in zip(adapted, bare, strict=True)
+    ):
         raise ExportError(
-            f"{source}: every up-projection is zero, so the adapters change nothing; was it saved before "
+            f"{loaded.checkpoint.path}: the adapter changes nothing of what its backbone answers; was it saved before "
             "training? --force (force=True) exports it all the same"
         )
 
 
-def check_padding(model: PeftModel) -> None:
+def check_padding(model: PreTrainedModel) -> None:
     """A decoder that classifies looks for its last token that is no padding.
 
     Raises:
         ExportError: The model does not know what padding is.
     """
-    base = model.get_base_model()
-    decoder = hasattr(base, "score")
-    if decoder and padding_id(base.config.to_dict()) is None:
+    if hasattr(model, "score") and padding_id(model.config.to_dict()) is None:
         raise ExportError(
-            f"a {type(base).__name__} needs a padding token to find the last token of each text; set pad_token_id "
+            f"a {type(model).__name__} needs a padding token to find the last token of each text; set pad_token_id "
             "in the config.json beside the adapter (for GPT-2 its end-of-text token, 50256, is usual)"
         )
 
 
-def check_positions(model: PeftModel) -> None:
+def check_positions(model: PreTrainedModel) -> None:
     """Rotations that depend on the longest text of a batch are beyond a static graph.
 
     Raises:
         ExportError: The model has such rotations.
     """
-    settings = model.get_base_model().config.to_dict()
+    settings = model.config.to_dict()
     rope = settings.get("rope_parameters") or settings.get("rope_scaling") or {}
     kind = rope.get("rope_type", rope.get("type")) if isinstance(rope, dict) else None
     if kind in ("dynamic", "longrope"):

@@ -13,9 +13,10 @@ _BACKBONE = (*_METADATA, *_SENTENCE, "model*.safetensors")
 _OLD_BACKBONE = (*_METADATA, *_SENTENCE, "pytorch_model*.bin")
 
 
-def adapter_folder(name: str, *, error: type[AdaKronError]) -> Path:
-    """The folder of a PEFT checkpoint on the hub; arguments and errors as for `backbone_folder`."""
-    return _snapshot(name, _ADAPTER, None, error)
+def checkpoint_folder(name: str, *, error: type[AdaKronError]) -> Path:
+    """The folder of a checkpoint on the hub, with an adapter or a whole model; errors as of `backbone_folder`."""
+    folder = _snapshot(name, _ADAPTER, None, error)
+    return folder if list(folder.glob("adapter_*")) else backbone_folder(name, None, error=error)
 
 
 def backbone_folder(name: str, revision: str | None, *, error: type[AdaKronError]) -> Path:

@@ -92,7 +92,7 @@ def read_reference(path: Path) -> ReferenceFile:
     Raises:
         CheckpointError: The file cannot be read safely, or does not hold complete AdaKron adapters.
     """
-    state = _plain_names(_read_state(path))
+    state = _plain_names(read_pickled(path))
     tensors: dict[str, dict[str, dict[str, Tensor]]] = defaultdict(lambda: defaultdict(dict))
     others: dict[str, Tensor] = {}
     unknown: list[str] = []
@@ -115,7 +115,12 @@ def read_reference(path: Path) -> ReferenceFile:
     return _assemble(path, tensors, others)
 
 
-def _read_state(path: Path) -> dict[str, Tensor]:
+def read_pickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a pickled state dict, read with ``weights_only=True``: nothing in the file is executed.
+
+    Raises:
+        CheckpointError: The file cannot be read so, or a tensor is not plain, real and finite.
+    """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader of pickles raises whatever its bytes lead it to

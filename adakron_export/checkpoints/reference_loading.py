@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -14,20 +16,36 @@ from transformers import PretrainedConfig, PreTrainedModel
 from adakron_export.adapter.config import AdaKronConfig
 from adakron_export.adapter.tuner import layer_index
 from adakron_export.backbones.table import default_target
-from adakron_export.checkpoints.checkpoint import (
-    Checkpoint,
-    check_head,
-    check_tensors,
-    load_backbone,
-    load_config,
-    set_labels,
-    with_adapter,
-)
-from adakron_export.checkpoints.reference import ReferenceFile, read_reference
+from adakron_export.checkpoints.backbone import backbone_folder, check_head, load_backbone, load_config, set_labels
+from adakron_export.checkpoints.checkpoint import Checkpoint
+from adakron_export.checkpoints.peft_folder import check_tensors, with_adapter
+from adakron_export.checkpoints.reference import ReferenceFile, is_reference_name, read_reference
 from adakron_export.errors import CheckpointError, first_few
 from adakron_export.tasks import Task, infer_task, peft_task_type
 
 _PEFT_HEADS = {"classifier", "score", "qa_outputs"}  # what PEFT's task types save by themselves
+
+
+def is_reference(path: Path, _settings: Mapping[str, Any] | None) -> bool:
+    """Whether a path is a file, which no other kind is."""
+    return path.is_file()
+
+
+def find_reference(path: Path, _settings: Mapping[str, Any] | None, backbone: str | None) -> Checkpoint:
+    """The file and its backbone.
+
+    Raises:
+        CheckpointError: The file has another ending, or no backbone is named.
+        BackboneError: The backbone is not there.
+    """
+    if not is_reference_name(path):
+        raise CheckpointError(
+            f"{path} is a {path.suffix or 'nameless'} file; a checkpoint is a PEFT folder, or a .bin, .pt or .pth "
+            "file of the reference implementation"
+        )
+    if backbone is None:
+        raise CheckpointError(f"{path} does not name its backbone; pass --backbone with its folder or hub id")
+    return Checkpoint(path, path, backbone, backbone_folder(backbone), "adakron-reference")
 
 
 def load_reference(checkpoint: Checkpoint, task: Task | None) -> PeftModel:

@@ -15,10 +15,11 @@ from onnxscript import values as onnxscript_values
 from torch import Tensor
 
 from adakron_export._version import __version__
+from adakron_export.adapter.bottleneck.op import bottleneck_adapter
 from adakron_export.adapter.op import kron_adapter
 from adakron_export.checkpoints.task_model import Signature, TaskModel
 from adakron_export.errors import ExportError
-from adakron_export.graph import kron_op
+from adakron_export.graph import bottleneck_op, kron_op
 from adakron_export.graph.attention import use_plain_attention
 from adakron_export.graph.decomposition import undecomposed_where_possible
 from adakron_export.graph.keys import MODULE_KEY
@@ -28,7 +29,7 @@ OPSETS = range(18, 24)
 
 
 def capture(model: TaskModel, sample: dict[str, Tensor], *, opset: int) -> ir.Model:
-    """The module as a portable graph, with one `adakron::KronAdapter` node per adapter and its function.
+    """The module as a portable graph, with one node of domain `adakron` per adapter, and its function.
 
     Args:
         model: A folded model behind its signature; its attention is switched to the exported one.
@@ -42,6 +43,7 @@ def capture(model: TaskModel, sample: dict[str, Tensor], *, opset: int) -> ir.Mo
         raise ExportError(f"opset {opset} is not supported; choose {OPSETS.start} to {OPSETS.stop - 1}")
     use_plain_attention(model.model)
     kron_op.register_schema()
+    bottleneck_op.register_schema()
     tensors = tuple(sample[name] for name in model.signature.inputs)
     axes = tuple(dict.fromkeys(names, torch.export.Dim.DYNAMIC) for names in model.signature.inputs.values())
     try:
@@ -54,7 +56,10 @@ def capture(model: TaskModel, sample: dict[str, Tensor], *, opset: int) -> ir.Mo
                 input_names=list(model.signature.inputs),
                 output_names=list(model.signature.outputs),
                 dynamic_shapes=(axes,),
-                custom_translation_table={torch.ops.adakron.kron_adapter.default: _kron_node},
+                custom_translation_table={
+                    torch.ops.adakron.kron_adapter.default: _kron_node,
+                    torch.ops.adakron.bottleneck_adapter.default: _bottleneck_node,
+                },
                 verbose=False,
                 optimize=False,
             )
@@ -69,7 +74,7 @@ def capture(model: TaskModel, sample: dict[str, Tensor], *, opset: int) -> ir.Mo
     _name_axes(graph, model.signature)
     _drop_prefix(graph, "model.")
     _keep_module_names(graph, "model.")
-    _attach_function(graph, opset)
+    _attach_functions(graph, opset)
     graph.producer_name, graph.producer_version = "adakron-export", __version__
     return graph
 
@@ -82,6 +87,16 @@ def _kron_node(  # noqa: PLR0913, RUF100 - the operator's own signature
     node: Tensor = opset.KronAdapter(
         x, a1_weight, a1_bias, a2_weight, a2_bias, up_weight, order=order, activation=activation
     )
+    return node
+
+
+def _bottleneck_node(  # noqa: PLR0913, RUF100 - the operator's own signature
+    x: Tensor, residual: Tensor, down_weight: Tensor, down_bias: Tensor, up_weight: Tensor, up_bias: Tensor | None,
+    activation: str,
+) -> Tensor:  # fmt: skip
+    opset = onnxscript_values.Opset(kron_op.DOMAIN, kron_op.VERSION)
+    inputs = [x, residual, down_weight, down_bias, up_weight, *([] if up_bias is None else [up_bias])]
+    node: Tensor = opset.BottleneckAdapter(*inputs, activation=activation)
     return node
 
 
@@ -166,21 +181,45 @@ def _keep_module_names(model: ir.Model, prefix: str) -> None:
             value.metadata_props.clear()
 
 
-def _attach_function(model: ir.Model, opset: int) -> None:
-    nodes = kron_nodes(model)
-    settings = {(node.attributes["order"].as_string(), node.attributes["activation"].as_string()) for node in nodes}
-    if len(settings) > 1:
-        raise ExportError(f"the adapters differ in order or activation ({sorted(settings)}); a model holds one kind")
-    for order, activation in settings:
-        function = kron_op.kron_function(order, activation, opset=opset)
-        model.functions[function.identifier()] = function
-    if settings:
+def _attach_functions(model: ir.Model, opset: int) -> None:
+    """Let the graph carry the function of each operator of ours in it."""
+    for operator, function in ((kron_op.OP_TYPE, _kron_function), (bottleneck_op.OP_TYPE, _bottleneck_function)):
+        nodes = nodes_of(model, operator)
+        if not nodes:
+            continue
+        forms = {_form(node) for node in nodes}
+        if len(forms) > 1:
+            raise ExportError(f"the adapters differ in their settings ({sorted(forms)}); a model holds one kind")
+        carried = function(nodes[0], opset)
+        model.functions[carried.identifier()] = carried
         model.opset_imports[kron_op.DOMAIN] = kron_op.VERSION
+
+
+def _form(node: ir.Node) -> str:
+    """What an operator's function depends on."""
+    settings = ", ".join(f"{name} {each.value}" for name, each in sorted(node.attributes.items()))
+    return f"{settings} with {len(node.inputs)} inputs"
+
+
+def _kron_function(node: ir.Node, opset: int) -> ir.Function:
+    settings = node.attributes
+    return kron_op.kron_function(settings["order"].as_string(), settings["activation"].as_string(), opset=opset)
+
+
+def _bottleneck_function(node: ir.Node, opset: int) -> ir.Function:
+    has_bias = len(node.inputs) == len(bottleneck_op.INPUTS)
+    return bottleneck_op.bottleneck_function(node.attributes["activation"].as_string(), opset=opset, has_bias=has_bias)
+
+
+def nodes_of(model: ir.Model, operator: str) -> list[ir.Node]:
+    """The nodes of an operator of ours in a graph, in order."""
+    return [node for node in model.graph if (node.domain, node.op_type) == (kron_op.DOMAIN, operator)]
 
 
 def kron_nodes(model: ir.Model) -> list[ir.Node]:
     """The `adakron::KronAdapter` nodes of a graph, in order."""
-    return [node for node in model.graph if (node.domain, node.op_type) == (kron_op.DOMAIN, kron_op.OP_TYPE)]
+    return nodes_of(model, kron_op.OP_TYPE)
 
 
-assert kron_adapter is not None  # imported for what it registers with torch
+assert kron_adapter is not None  # imported for what they register with torch
+assert bottleneck_adapter is not None

@@ -30,6 +30,8 @@ _ACTIVATION_BODIES = {
     "relu": "Z = Relu (P)",
     "silu": "S = Sigmoid (P) Z = Mul (P, S)",
     "tanh": "Z = Tanh (P)",
+    "leaky_relu": "Z = LeakyRelu <alpha = 0.01> (P)",
+    "identity": "Z = Identity (P)",
 }
 _ACTIVATION_BODIES_BEFORE_20 = {
     "gelu": """
@@ -76,7 +78,7 @@ def body_text(order: str, activation: str, *, opset: int) -> str:
         opset: Version of the standard operators it is written in.
     """
     left, right = ("a2", "a1") if order == "a2_a1" else ("a1", "a2")
-    activate = _activation_body(activation, opset)
+    activate = activation_body(activation, opset)
     return f"""
         <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
         {OP_TYPE} <order: string = "{order}", activation: string = "{activation}"> ({", ".join(INPUTS)}) => ({OUTPUT})
@@ -155,13 +157,13 @@ def _gathered(stack: str, *, casts: bool) -> str:
 def _chosen_activation(activations: Sequence[str], opset: int, *, casts: bool) -> str:
     """Lines that read P, and CODE where there are several, and write Z."""
     if len(activations) == 1:
-        return _activation_body(activations[0], opset)
+        return activation_body(activations[0], opset)
     shares = ", ".join(f"share_{index}" for index in range(len(activations)))
     lines = [_gathered(CODE_INPUT, casts=casts)]
     lines.append(f"{shares} = Split <axis = -1, num_outputs = {len(activations)}> ({CODE_INPUT}_rows)")
     total = ""
     for index, activation in enumerate(activations):  # each is 0 at 0, and is that where its share is 0
-        body = _activation_body(activation, opset)
+        body = activation_body(activation, opset)
         for name in re.findall(r"(\w+) = [A-Z]", body):
             body = re.sub(rf"\b{name}\b", f"{name}_{index}", body)
         body = re.sub(r"\bP\b", f"P_{index}", body)
@@ -172,7 +174,8 @@ def _chosen_activation(activations: Sequence[str], opset: int, *, casts: bool) -
     return "\n".join(lines)
 
 
-def _activation_body(activation: str, opset: int) -> str:
+def activation_body(activation: str, opset: int) -> str:
+    """Lines that read P and write Z, in the standard operators of an opset."""
     body = _ACTIVATION_BODIES[activation]
     return _ACTIVATION_BODIES_BEFORE_20.get(activation, body) if opset < 20 else body
 

@@ -25,9 +25,9 @@ from adakron_export.tokenization.companions import tokenizer_source
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from peft import PeftModel
 
     from adakron_export.checkpoints.checkpoint import Checkpoint
+    from adakron_export.checkpoints.kinds import Loaded
     from adakron_export.checkpoints.task_model import TaskModel
     from adakron_export.runtimes.base import Array, ArtifactRunner, Runner
     from adakron_export.runtimes.eager import EagerRunner
@@ -166,20 +166,19 @@ class OpenedCheckpoint(Opened):
     """A checkpoint that was loaded.
 
     Attributes:
-        checkpoint: Where it is; ``None`` for a model that was handed over.
-        eager: The unfolded model.
-        peft_model: PEFT's form of the same model, which can be folded.
+        loaded: The checkpoint and its model, which can be folded; ``None`` for a model that was handed over.
     """
 
     runner: EagerRunner
 
-    def __init__(
-        self, subject: Subject, runner: EagerRunner, *, checkpoint: Checkpoint | None = None,
-        peft_model: PeftModel | None = None,
-    ) -> None:  # fmt: skip
+    def __init__(self, subject: Subject, runner: EagerRunner, *, loaded: Loaded | None = None) -> None:
         super().__init__(subject, runner)
-        self.checkpoint = checkpoint
-        self.peft_model = peft_model
+        self.loaded = loaded
+
+    @property
+    def checkpoint(self) -> Checkpoint | None:
+        """Where it is; ``None`` for a model that was handed over."""
+        return self.loaded.checkpoint if self.loaded is not None else None
 
     @property
     def eager(self) -> TaskModel:
@@ -209,12 +208,11 @@ class OpenedCheckpoint(Opened):
 
     def folded(self, *, biases: bool = True) -> TaskModel | None:
         """The model with its adapters folded, as by `fold`; ``None`` for one that was handed over."""
-        if self.peft_model is None:
+        if self.loaded is None:
             return None
-        from adakron_export.adapter.folding import fold
         from adakron_export.checkpoints.task_model import TaskModel
 
-        return TaskModel(fold(self.peft_model, biases=biases), self.eager.task, pooling=self.eager.pooling)
+        return TaskModel(self.loaded.fold(biases=biases), self.eager.task, pooling=self.eager.pooling)
 
 
 def parameters_of(folded: TaskModel) -> dict[str, Array]:
@@ -232,8 +230,8 @@ def bank_rows_of(opened: OpenedCheckpoint, layout: BankLayout) -> dict[str, Arra
     """What a bank's graph takes of a checkpoint, without the labels that the checkpoint does not have."""
     from adakron_export.adapter.folding import adapter_tensors
 
-    model = opened.peft_model
-    assert model is not None
+    assert opened.loaded is not None
+    model = opened.loaded.peft_model
     tensors = {name: tensor.numpy() for name, tensor in adapter_tensors(model).items()}
     settings = model.active_peft_config
     rows = rows_of(layout, tensors, order=settings.kron_order, activation=settings.activation)

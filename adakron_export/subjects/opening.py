@@ -22,9 +22,7 @@ from adakron_export.subjects.opened import Opened, OpenedArtifact, OpenedCheckpo
 from adakron_export.subjects.subject import Subject
 
 if TYPE_CHECKING:
-    from peft import PeftModel
-
-    from adakron_export.checkpoints.checkpoint import Checkpoint
+    from adakron_export.checkpoints.kinds import Loaded
     from adakron_export.checkpoints.task_model import TaskModel
     from adakron_export.runtimes.base import ArtifactRunner, HoldingRunner, Runner
 
@@ -143,29 +141,26 @@ def _emulated(artifact: Artifact) -> HoldingRunner:
 
 
 def _open_checkpoint(subject: Subject) -> OpenedCheckpoint:
-    from adakron_export.checkpoints.checkpoint import find_checkpoint
-    from adakron_export.checkpoints.loading import load_model, task_model_of
+    from adakron_export.checkpoints.finding import find_checkpoint
+    from adakron_export.checkpoints.loading import load_checkpoint, task_model_of
 
     if subject.threads is not None:
         import torch
 
         torch.set_num_threads(subject.threads)
-    found = find_checkpoint(subject.path, subject.backbone)
-    model = load_model(found, task=subject.task)
-    eager = task_model_of(found, model)
+    loaded = load_checkpoint(find_checkpoint(subject.path, subject.backbone), task=subject.task)
+    eager = task_model_of(loaded)
     if subject.precision == "fp64":
         eager = eager.double()
-    return open_model(eager, subject, checkpoint=found, peft_model=model)
+    return open_model(eager, subject, loaded=loaded)
 
 
-def open_model(
-    eager: TaskModel, subject: Subject, *, checkpoint: Checkpoint | None = None, peft_model: PeftModel | None = None
-) -> OpenedCheckpoint:
+def open_model(eager: TaskModel, subject: Subject, *, loaded: Loaded | None = None) -> OpenedCheckpoint:
     """A loaded model in eager PyTorch."""
     from adakron_export.runtimes.eager import EagerRunner
 
     runner = EagerRunner(eager, device=subject.device)
-    return OpenedCheckpoint(subject, runner, checkpoint=checkpoint, peft_model=peft_model)
+    return OpenedCheckpoint(subject, runner, loaded=loaded)
 
 
 def open_runner(

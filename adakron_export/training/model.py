@@ -18,7 +18,8 @@ from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 from adakron_export.adapter.config import AdaKronConfig
 from adakron_export.adapter.tuner import PREFIX
 from adakron_export.checkpoints import hub
-from adakron_export.checkpoints.checkpoint import load_backbone, read_config, with_adapter
+from adakron_export.checkpoints.backbone import load_backbone, read_config
+from adakron_export.checkpoints.peft_folder import with_adapter
 from adakron_export.checkpoints.task_model import position_limit
 from adakron_export.data.labels import REGRESSION, Labels
 from adakron_export.errors import BackboneError, TrainingError, told_as

@@ -96,7 +96,7 @@ def common_space(reference: Opened, candidate: Opened, graph: ir.Model | None) -
 
 def compare_weights_of(reference: Opened, candidate: Opened, graph: ir.Model | None) -> WeightsReport | None:
     """A checkpoint's weights looked for in the candidate's graph; ``None`` where either shows none."""
-    if graph is None or not isinstance(reference, OpenedCheckpoint) or reference.peft_model is None:
+    if graph is None or not isinstance(reference, OpenedCheckpoint) or reference.loaded is None:
         return None
     from adakron_export.validation.weights import compare_weights
 

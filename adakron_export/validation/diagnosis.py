@@ -132,17 +132,16 @@ def _exported_anew(reference: OpenedCheckpoint, candidate: OpenedArtifact, batch
 
     Fixed scales are found on the batch itself, after the artifact's own smoothing, so that values compare.
     """
-    from adakron_export.adapter.folding import fold
-    from adakron_export.checkpoints.loading import load_model, task_of
+    from adakron_export.checkpoints.loading import load_checkpoint
     from adakron_export.checkpoints.task_model import TaskModel
     from adakron_export.graph.build import build_graph, torch_dtype
     from adakron_export.probing.calibration import calibrate
 
     manifest = candidate.artifact.manifest
     assert reference.checkpoint is not None
-    model = load_model(reference.checkpoint, task=manifest.task)
-    module = fold(model, biases=manifest.bank is None).to(torch_dtype(manifest.spec))
-    folded = TaskModel(module, task_of(model), pooling=reference.eager.pooling).eval()
+    loaded = load_checkpoint(reference.checkpoint, task=manifest.task)
+    module = loaded.fold(biases=manifest.bank is None).to(torch_dtype(manifest.spec))
+    folded = TaskModel(module, loaded.task, pooling=reference.eager.pooling).eval()
     find = None
     if manifest.calibrated_on:
         smoothing = smoothing_in(candidate.graph())

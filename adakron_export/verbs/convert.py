@@ -1,4 +1,4 @@
-"""Turns a file of the reference implementation into a PEFT folder."""
+"""Turns a checkpoint of another implementation into a PEFT folder."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ def convert(
     checkpoint: str | Path,
     output: str | Path,
     *,
-    backbone: str | Path,
+    backbone: str | Path | None = None,
     task: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Turn a file of the reference implementation into a folder that PEFT and this package load.
+    """Turn a checkpoint of another implementation into a folder that PEFT and this package load.
 
-    Variant, r, k, number of experts and Kronecker order are read off the file's keys and shapes.
+    Of the AdaKron reference implementation's files, variant, r, k, number of experts and Kronecker order are read off
+    the keys and shapes. AdapterHub's folders become bottlenecks of this package's own method, `BottleneckConfig`.
 
     Args:
-        checkpoint: The file (``pytorch_model_expert_soup.bin``, ``model.500.pt``), or a folder with the former.
+        checkpoint: The reference implementation's file (``pytorch_model_expert_soup.bin``, ``model.500.pt``), a folder
+            with the former, or a folder as AdapterHub's `save_adapter` writes it.
         output: The PEFT folder to write.
-        backbone: Folder or hub id of the backbone it was trained on.
+        backbone: Folder or hub id of the backbone it was trained on; what an AdapterHub folder names when left out.
         task: What it was trained for; inferred by default.
         overwrite: Replace a checkpoint that is there.
 
@@ -37,7 +39,7 @@ def convert(
         The folder.
 
     Raises:
-        CheckpointError: The file cannot be read safely, or does not fit the backbone; or it is a PEFT folder.
+        CheckpointError: The checkpoint cannot be read safely, or does not fit the backbone; or it is a PEFT folder.
         BackboneError: The backbone cannot be loaded.
     """
     folder = Path(output)
@@ -47,17 +49,20 @@ def convert(
         raise CheckpointError(problem)
     check_writable(folder)
     _log.info("load the checkpoint and its backbone")
-    from adakron_export.checkpoints.checkpoint import find_checkpoint
-    from adakron_export.checkpoints.loading import load_model
+    from adakron_export.checkpoints.finding import find_checkpoint
+    from adakron_export.checkpoints.kinds import KINDS
+    from adakron_export.checkpoints.loading import load_checkpoint
 
     found = find_checkpoint(checkpoint, backbone)
-    if not found.is_reference:
-        raise CheckpointError(f"{checkpoint} is a PEFT checkpoint already; there is nothing to convert")
-    model = load_model(found, task=task)
+    if found.kind not in ("adakron-reference", "adapterhub"):
+        raise CheckpointError(f"{checkpoint} is a {KINDS[found.kind].title} already; there is nothing to convert")
+    model = load_checkpoint(found, task=task).peft_model
     _log.info("write the PEFT folder")
     with staged_folder(folder) as staged:
         model.save_pretrained(str(staged), save_embedding_layers=False)
-        model.get_base_model().config.save_pretrained(str(staged))
+        base = model.get_base_model()
+        base.config.architectures = [type(base).__name__]
+        base.config.save_pretrained(str(staged))
         put_in_place(staged, folder, problem=replaceable)
     return folder
 

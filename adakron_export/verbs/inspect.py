@@ -12,14 +12,20 @@ from typing import TYPE_CHECKING, Any
 from adakron_export.artifacts.artifact import Artifact, is_artifact, open_artifact, opened_with
 from adakron_export.artifacts.engine import is_engine, open_engine
 from adakron_export.artifacts.listing import files_of
-from adakron_export.graph import kron_op
+from adakron_export.graph import bottleneck_op, kron_op
 from adakron_export.graph.keys import MODULE_KEY, REWRITES_KEY
 
 if TYPE_CHECKING:
     from adakron_export.checkpoints.checkpoint import Checkpoint
+    from adakron_export.checkpoints.kinds import Loaded
 
 _log = logging.getLogger(__name__)
-_INPUTS = {kron_op.OP_TYPE: kron_op.INPUTS[1:], kron_op.BANK_OP_TYPE: (*kron_op.BANK_INPUTS[1:], kron_op.CODE_INPUT)}
+_INPUTS = {
+    kron_op.OP_TYPE: kron_op.INPUTS,
+    kron_op.BANK_OP_TYPE: (*kron_op.BANK_INPUTS, kron_op.CODE_INPUT),
+    bottleneck_op.OP_TYPE: bottleneck_op.INPUTS,
+}
+_ACTIVATIONS = ("X", "R")  # inputs that are no weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,12 +42,12 @@ class CheckpointInfo:
 
     Attributes:
         path: The folder or file.
-        kind: ``peft`` or ``reference``.
+        kind: The kind of its adapter, by its name in the table.
         task: What it is for.
         architecture: The model's class.
         backbone: Its name or folder.
-        settings: r, k, order, activation, experts.
-        adapters: One per layer.
+        settings: The adapter's configuration.
+        adapters: One per layer that has one.
         adapter_parameters: Parameters of all adapters.
         head_parameters: Trained with them, in the modules that are saved whole: the head, and norms if they were.
         total_parameters: Parameters of the whole model.
@@ -81,7 +87,7 @@ class ArtifactInfo:
         opsets: Version of each domain.
         rewrites: Our passes that the graph went through, and which of them found nothing to rewrite.
         integer_products: What becomes of them on CPUs without VNNI; empty where there are none.
-        adapters: One per KronAdapter node.
+        adapters: One per node of domain `adakron`.
         parameters: Numbers in the graph's weights.
         file_bytes: Size of every file.
         parity: What validation said; ``None`` where it was left out.
@@ -129,45 +135,58 @@ def inspect(path: str | Path, *, backbone: str | Path | None = None) -> Checkpoi
     if is_artifact(Path(path)):
         return opened_with(path, _inspect_artifact)
     _log.info("load the checkpoint and its backbone")
-    from adakron_export.checkpoints.checkpoint import find_checkpoint
+    from adakron_export.checkpoints.finding import find_checkpoint
 
     return _inspect_checkpoint(find_checkpoint(path, backbone))
 
 
 def _inspect_checkpoint(found: Checkpoint) -> CheckpointInfo:
-    from adakron_export.checkpoints.loading import adapter_layers, load_model, task_of
+    from adakron_export.checkpoints.loading import load_checkpoint
 
-    model = load_model(found)
-    config = model.active_peft_config
-    name = model.active_adapter
-    adapters = tuple(
-        AdapterInfo(
-            module,
-            {
-                f"{part}.{key}": tuple(tensor.shape)
-                for part, network in zip(("a1", "a2", "up"), layer.networks(name), strict=True)
-                for key, tensor in network.named_parameters()
-            },
-        )
-        for module, layer in adapter_layers(model.get_base_model()).items()
-    )
+    loaded = load_checkpoint(found)
+    adapters, own = _adapters_of(loaded)
     counts: Counter[str] = Counter()
-    for key, parameter in model.named_parameters():
-        kind = "adapter" if ".adakron_" in key else "head" if ".modules_to_save." in key else "backbone"
+    for key, parameter in loaded.model.named_parameters():
+        kind = "adapter" if id(parameter) in own else "head" if ".modules_to_save." in key else "backbone"
         counts[kind] += 0 if ".original_module." in key else parameter.numel()
     return CheckpointInfo(
         path=str(found.path),
-        kind="reference" if found.is_reference else "peft",
-        task=task_of(model).value,
-        architecture=type(model.get_base_model()).__name__,
+        kind=loaded.kind.name,
+        task=loaded.task.value,
+        architecture=type(loaded.base).__name__,
         backbone=found.backbone,
-        settings={key: getattr(config, key) for key in ("r", "k", "kron_order", "activation", "num_experts")},
+        settings={key: value for key, value in loaded.describe().items() if key != "kind"},
         adapters=adapters,
         adapter_parameters=counts["adapter"],
         head_parameters=counts["head"],
         total_parameters=sum(counts.values()),
         file_bytes=found.weights.stat().st_size,
     )
+
+
+def _adapters_of(loaded: Loaded) -> tuple[tuple[AdapterInfo, ...], set[int]]:
+    """The adapter of each layer, and the ids of all their parameters."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    if not loaded.adapts:
+        return (), set()
+    found, own = [], set()
+    name = f".{loaded.peft_model.active_adapter}"
+    for module, layer in loaded.base.named_modules():
+        if not isinstance(layer, BaseTunerLayer):
+            continue
+        parameters = {key: each for key, each in layer.named_parameters() if not key.startswith("base_layer.")}
+        own |= {id(each) for each in parameters.values()}
+        found.append(
+            AdapterInfo(
+                module,
+                {
+                    key.replace(name, "").removeprefix("adakron_"): tuple(each.shape)
+                    for key, each in parameters.items()
+                },
+            )
+        )
+    return tuple(found), own
 
 
 def _inspect_artifact(artifact: Artifact) -> ArtifactInfo:
@@ -182,8 +201,8 @@ def _inspect_artifact(artifact: Artifact) -> ArtifactInfo:
             node.metadata_props.get(MODULE_KEY, str(node.name)),
             {
                 name: tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-                for name, value in zip(_INPUTS[node.op_type], node.inputs[1:], strict=False)
-                if value is not None and value.shape is not None
+                for name, value in zip(_INPUTS[node.op_type], node.inputs, strict=False)
+                if name not in _ACTIVATIONS and value is not None and value.shape is not None
             },
         )
         for node in kron_nodes

@@ -32,17 +32,14 @@ from adakron_export.tokenization.companions import copy_companions, has_tokenize
 
 if TYPE_CHECKING:
     import onnx_ir as ir
-    from peft import PeftModel
 
     from adakron_export.checkpoints.checkpoint import Checkpoint
+    from adakron_export.checkpoints.kinds import Loaded
     from adakron_export.checkpoints.task_model import TaskModel
     from adakron_export.validation.texts import EvaluationData
 
 _log = logging.getLogger(__name__)
 CALIBRATION_TEXTS = 256
-DESCRIBED = (
-    "r", "k", "activation", "kron_order", "num_experts", "scale", "rank_pattern", "layers_to_transform",
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,18 +47,21 @@ class Source:
     """What an artifact is made of.
 
     Attributes:
-        found: The checkpoint.
-        model: The loaded model, as PEFT has it.
-        eager: The unfolded model.
+        loaded: The checkpoint, and its model.
+        eager: The unfolded model, behind its signature.
         data: Where the text is to calibrate and to measure on.
         text: How it is read.
     """
 
-    found: Checkpoint
-    model: PeftModel
+    loaded: Loaded
     eager: TaskModel
     data: str | None
     text: TextSettings
+
+    @property
+    def found(self) -> Checkpoint:
+        """Where the checkpoint lies."""
+        return self.loaded.checkpoint
 
     def folded(self, spec: GraphSpec, *, biases: bool = True) -> TaskModel:
         """The model with its adapters folded, in what a graph is captured in.
@@ -75,11 +75,11 @@ class Source:
         """
         import torch
 
-        from adakron_export.adapter.folding import fold
         from adakron_export.graph.build import torch_dtype
 
-        _log.info("fold the adapters")
-        module, captured_in = fold(self.model, biases=biases), torch_dtype(spec)
+        if self.loaded.adapts:
+            _log.info("fold the adapters")
+        module, captured_in = self.loaded.fold(biases=biases), torch_dtype(spec)
         if captured_in is not torch.float32:
             if captured_in is torch.bfloat16 and self.eager.takes_images:
                 raise ExportError(
@@ -90,11 +90,11 @@ class Source:
                       if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all())]  # fmt: skip
             if broken:
                 raise ExportError(f"{broken[0]} has values that {spec.floating} cannot hold; export in bf16 or fp32")
-        return _task_model(self.found, self.model, module)
+        return _task_model(self.loaded, module)
 
     def files(self) -> tuple[SourceFile, ...]:
         """The adapter's weights, and the files of its backbone."""
-        from adakron_export.checkpoints.checkpoint import backbone_files
+        from adakron_export.checkpoints.backbone import backbone_files
 
         files = (self.found.weights, *backbone_files(self.found))
         return tuple(SourceFile(file.name, sha256_of(file)) for file in files)
@@ -156,25 +156,23 @@ def load_source(subject: Subject, *, data: str | None, text: TextSettings | None
         ExportError: The model cannot be exported.
     """
     _log.info("load the checkpoint and its backbone")
-    from adakron_export.checkpoints.checkpoint import find_checkpoint
-    from adakron_export.checkpoints.loading import load_model
+    from adakron_export.checkpoints.finding import find_checkpoint
+    from adakron_export.checkpoints.loading import load_checkpoint
+    from adakron_export.graph.sample import sample_batch
 
-    found = find_checkpoint(subject.path, subject.backbone)
-    model = load_model(found, task=subject.task)
+    loaded = load_checkpoint(find_checkpoint(subject.path, subject.backbone), task=subject.task)
+    eager = _task_model(loaded)
     if not force:
-        check_trained(found.path, model)
-    eager = _task_model(found, model, model.get_base_model())
-    return Source(found, model, eager, data, text or TextSettings())
+        check_trained(loaded, eager, sample_batch(eager.config, eager.signature))
+    return Source(loaded, eager, data, text or TextSettings())
 
 
-def _task_model(found: Checkpoint, model: PeftModel, module: Any) -> TaskModel:
-    from adakron_export.checkpoints.loading import task_of
-    from adakron_export.checkpoints.pooling import read_pooling
-    from adakron_export.checkpoints.task_model import TaskModel
+def _task_model(loaded: Loaded, module: Any = None) -> TaskModel:
+    from adakron_export.checkpoints.loading import task_model_of
 
-    check_padding(model)
-    check_positions(model)
-    return TaskModel(module, task_of(model), pooling=read_pooling(found.backbone_folder)).eval()
+    check_padding(loaded.base)
+    check_positions(loaded.base)
+    return task_model_of(loaded, module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,25 +233,24 @@ class Making:
     def _write(self, graph: ir.Model, folder: Path) -> None:
         """The graph, the configuration, and the tokenizer's files as they are: other transformers read them too."""
         write_model(graph, folder)
-        model, found = self.source.model.get_base_model(), self.source.found
+        model, found = self.source.loaded.base, self.source.found
         model.config.architectures = [type(model).__name__]
         model.config.to_json_file(folder / "config.json")
         copy_companions((found.folder, found.backbone_folder), folder)
 
     def manifest(self, graph: ir.Model, spec: GraphSpec) -> Manifest:
         """What is to be said of a graph."""
-        from adakron_export.adapter.config import PEFT_TYPE
         from adakron_export.checkpoints.task_model import position_limit
 
         source, folded = self.source, self.folded
-        settings, name = source.model.active_peft_config.to_dict(), source.found.backbone
+        name = source.found.backbone
         adapter, *backbone = self.files.result()
         return Manifest(
             task=folded.task.value,
             spec=spec,
             inputs=tuple(_tensor_info(value) for value in graph.graph.inputs if value.name in folded.signature.inputs),
             outputs=tuple(_tensor_info(value) for value in graph.graph.outputs),
-            adapter={**{key: settings[key] for key in DESCRIBED}, "peft_type": PEFT_TYPE.value},
+            adapter=source.loaded.describe(),
             adapter_source=adapter,
             backbone_source=tuple(backbone),
             backbone=Path(name).name if Path(name).exists() else name,

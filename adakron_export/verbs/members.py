@@ -20,10 +20,11 @@ from adakron_export.subjects.opened import OpenedCheckpoint
 from adakron_export.subjects.opening import open_model
 from adakron_export.subjects.subject import Subject
 from adakron_export.tasks import Task
-from adakron_export.verbs.making import DESCRIBED, Source, load_source
+from adakron_export.verbs.making import Source, load_source
 
 _log = logging.getLogger(__name__)
 _LABELS = ("id2label", "label2id", "num_labels", "problem_type")
+_BANKED = ("adakron", "adakron-reference")
 _CLASSIFIES = (Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
 
 
@@ -49,7 +50,7 @@ class Member:
         Raises:
             ArtifactError: The adapter does not fit the bank.
         """
-        settings = self.source.model.active_peft_config
+        settings = self.source.loaded.peft_model.active_peft_config
         try:
             rows = rows_of(
                 layout, self.tensors, order=settings.kron_order, activation=self.activation or layout.activations[0]
@@ -61,16 +62,15 @@ class Member:
     @property
     def activation(self) -> str | None:
         """What is applied to the product; ``None`` where there is none."""
-        return str(self.source.model.active_peft_config.activation) if self.tensors else None
+        return str(self.source.loaded.peft_model.active_peft_config.activation) if self.tensors else None
 
     @contextlib.contextmanager
     def eager(self) -> Iterator[OpenedCheckpoint]:
         """Its eager model; the bare backbone is one whose adapters are switched off."""
         opened = open_model(
-            self.source.eager, Subject(str(self.source.found.path)), checkpoint=self.source.found,
-            peft_model=self.source.model,
+            self.source.eager, Subject(str(self.source.found.path)), loaded=self.source.loaded,
         )  # fmt: skip
-        with self.source.model.disable_adapter() if self.name == BASE else contextlib.nullcontext():
+        with self.source.loaded.peft_model.disable_adapter() if self.name == BASE else contextlib.nullcontext():
             yield opened
 
 
@@ -112,13 +112,18 @@ def load_member(
     from adakron_export.adapter.folding import adapter_tensors
 
     source = load_source(subject, data=data, text=text, force=force)
-    tensors = {each: tensor.numpy() for each, tensor in adapter_tensors(source.model).items()}
-    settings = source.model.active_peft_config.to_dict()
+    if source.loaded.kind.name not in _BANKED:
+        raise ExportError(
+            f"{source.found.path} is a {source.loaded.kind.title} without AdaKron adapters, which a bank is of; "
+            "export it alone, with `adakron-export onnx`"
+        )
+    tensors = {each: tensor.numpy() for each, tensor in adapter_tensors(source.loaded.peft_model).items()}
+    settings = {name: value for name, value in source.loaded.describe().items() if name not in ("kind", "peft_type")}
     adapter, *backbone = source.files()
     config, task = source.eager.config.to_dict(), source.eager.task
     record = AdapterRecord(
         task=task.value,
-        settings={key: settings[key] for key in DESCRIBED},
+        settings=settings,
         labels={key: config.get(key) for key in _LABELS if key in config},
         classes=int(source.eager.config.num_labels) if task in _CLASSIFIES else None,
         source=adapter,
@@ -171,7 +176,7 @@ def _heads(member: Member) -> tuple[Head, ...]:
     from adakron_export.adapter.folding import saved_modules
 
     found: list[Head] = []
-    for name, module in saved_modules(member.source.model).items():
+    for name, module in saved_modules(member.source.loaded.peft_model).items():
         found += _heads_in(name, module, member)
     return tuple(found)
 
@@ -227,7 +232,7 @@ def _described(heads: Sequence[Head]) -> str:
 def _check_beyond(member: Member) -> None:
     """Raise where a checkpoint saves more than adapters and heads: an embedding with tokens of its own."""
     found = member.source.found
-    if found.is_reference:
+    if found.kind == "adakron-reference":
         return
     from safetensors import safe_open
 
@@ -256,8 +261,8 @@ def _share_backbone(first: Member, other: Member) -> None:
             f"{path} belongs to the backbone {other.source.found.backbone!r}, the first adapter to "
             f"{first.source.found.backbone!r}, whose weights are others; adapters of a bank share one backbone"
         )
-    known = dict(first.source.model.get_base_model().named_parameters())
-    for name, parameter in other.source.model.get_base_model().named_parameters():
+    known = dict(first.source.loaded.base.named_parameters())
+    for name, parameter in other.source.loaded.base.named_parameters():
         shared = known.get(name)
         own = ".adakron_" in name or ".modules_to_save." in name
         if shared is not None and not own and parameter.data.equal(shared.data):

@@ -168,7 +168,7 @@ class _Run:
 
     def _identity(self, data: TrainingData, source: BackboneSource, processes: int) -> dict[str, Any]:
         from adakron_export.artifacts.listing import sha256_of
-        from adakron_export.checkpoints.checkpoint import weight_files
+        from adakron_export.checkpoints.backbone import weight_files
 
         weights = {file.name: sha256_of(file) for file in weight_files(source.folder)}
         return {

@@ -7,6 +7,8 @@ import torch
 from peft import PeftModel
 
 from adakron_export import convert, load_model
+from adakron_export.checkpoints.finding import find_checkpoint
+from adakron_export.checkpoints.loading import load_checkpoint
 from adakron_export.checkpoints.reference import read_reference
 from adakron_export.errors import CheckpointError
 from adakron_export.tasks import Task
@@ -220,6 +222,5 @@ def test_missing_backbone_option(glue_case):
 
 
 def test_task_follows_the_files_head(glue_case):
-    from adakron_export.checkpoints.loading import task_of
-
-    assert task_of(load_model(glue_case.file, backbone=glue_case.backbone)) is Task.TEXT_CLASSIFICATION
+    found = find_checkpoint(glue_case.file, glue_case.backbone)
+    assert load_checkpoint(found).task is Task.TEXT_CLASSIFICATION

@@ -11,8 +11,7 @@ from transformers import CONFIG_MAPPING
 from adakron_export import ExportSettings, Subject, export_onnx, open_runner, validate
 from adakron_export.artifacts.artifact import open_artifact, write_manifest
 from adakron_export.backbones.table import BACKBONES
-from adakron_export.checkpoints.checkpoint import auto_class
-from adakron_export.tasks import Task
+from adakron_export.tasks import Task, auto_class
 from tampered import changed
 from tiny import adapted
 

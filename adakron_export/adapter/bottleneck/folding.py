@@ -1,0 +1,115 @@
+"""Folds bottleneck adapters into a static module: one operator per adapter, and nothing of PEFT left.
+
+The scaling moves into the up-projection. Its bias ``c`` moves into the projection's own where nothing nonlinear lies
+between: with ``g = h + c``, ``h + c + act(h D + b) U`` is ``g + act(g D + (b - c D)) U``, and an addition of
+``[batch, tokens, hidden]`` is saved.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from peft import PeftModel
+from peft.utils.other import ModulesToSaveWrapper
+from torch import Tensor, nn
+
+from adakron_export.adapter.bottleneck.config import OPERATOR_ACTIVATIONS
+from adakron_export.adapter.bottleneck.layer import Bottleneck, BottleneckLayer, Order, Surroundings, activate
+from adakron_export.adapter.bottleneck.op import bottleneck_adapter
+from adakron_export.adapter.folding import active_adapter, put, shared_memo, with_bias_added, without_dropout
+
+
+class BottleneckAdapter(nn.Module):
+    """A projection followed by one bottleneck; see `bottleneck_adapter` for the shapes."""
+
+    down_weight: Tensor
+    down_bias: Tensor
+    up_weight: Tensor
+    up_bias: Tensor | None
+
+    def __init__(
+        self,
+        projection: nn.Module,
+        adapter: Bottleneck,
+        around: Surroundings | None,
+        weights: dict[str, Tensor | None],
+    ) -> None:
+        super().__init__()
+        self.projection, self.around = projection, around
+        for name, tensor in weights.items():
+            self.register_buffer(name, None if tensor is None else tensor.contiguous())
+        self.norm_before, self.norm_after, self.gate = adapter.norm_before, adapter.norm_after, adapter.gate
+        self.order, self.activation = adapter.order, adapter.activation
+        self.is_operator = (
+            adapter.gate is None and adapter.norm_after is None and self.activation in OPERATOR_ACTIVATIONS
+        )
+
+    def forward(self, inner: Tensor) -> Tensor:
+        """``[batch, tokens, intermediate]`` to ``[batch, tokens, hidden]``."""
+        hidden = self.projection(inner)
+        stream = self.around.stream.take() if self.around is not None else None
+        norm = self.around.norm[0] if self.around is not None and self.around.norm else None
+        read, residual = self.order.read(hidden, stream, norm)
+        return self.order.close(self._adapted(read, residual), stream, self.around)
+
+    def _adapted(self, read: Tensor, residual: Tensor) -> Tensor:
+        normed = read if self.norm_before is None else self.norm_before(read)
+        if self.is_operator:
+            weights = (self.down_weight, self.down_bias, self.up_weight, self.up_bias)
+            return cast(Tensor, bottleneck_adapter(normed, residual, *weights, self.activation))
+        delta = activate(self.activation)(normed @ self.down_weight + self.down_bias) @ self.up_weight
+        if self.up_bias is not None:
+            delta = delta + self.up_bias
+        if self.gate is not None:
+            delta = delta * torch.sigmoid(self.gate(read)).mean(dim=1, keepdim=True)
+        return self.order.add(delta, residual, self.norm_after)
+
+
+def fold_bottlenecks(model: PeftModel, *, biases: bool = True) -> nn.Module:
+    """The model without PEFT: scaling and biases folded, dropout gone, one `BottleneckAdapter` per adapter.
+
+    Computed in float64 and cast back. The result shares the backbone's storage with ``model``, which stays as it is.
+
+    Args:
+        model: The loaded model.
+        biases: Whether the biases of up-projections move into those of the projections, where they can.
+
+    Raises:
+        ExportError: Not exactly one adapter is active, or a projection is quantised.
+    """
+    adapter = active_adapter(model)
+    base = model.get_base_model()
+    folded = copy.deepcopy(base, shared_memo(base))
+    for name, module in list(folded.named_modules()):
+        if isinstance(module, BottleneckLayer):
+            put(folded, name, _fold_layer(name, module, adapter, biases=biases))
+        elif isinstance(module, ModulesToSaveWrapper):
+            put(folded, name, module.modules_to_save[adapter])
+    return without_dropout(cast(nn.Module, folded))
+
+
+def _fold_layer(name: str, layer: BottleneckLayer, adapter: str, *, biases: bool) -> nn.Module:
+    if adapter not in layer.settings:
+        return layer.get_base_layer()
+    own = layer.adapter(adapter)
+    scale = own.scale.detach().double() if isinstance(own.scale, Tensor) else own.scale
+    down, bias = own.down.weight.detach().double().T, own.down.bias.detach().double()
+    up, up_bias = (own.up.weight.detach().double().T * scale), own.up.bias.detach().double() * scale
+    moved = biases and _bias_moves(own, own.order, layer.around)
+    if moved and not own.order.parallel:
+        bias = bias - up_bias @ down
+    projection = with_bias_added(name, layer.base_layer, up_bias if moved else None)
+    dtype = cast(Tensor, projection.weight).dtype
+    weights = {"down_weight": down, "down_bias": bias, "up_weight": up, "up_bias": None if moved else up_bias}
+    cast_weights = {key: None if tensor is None else tensor.to(dtype) for key, tensor in weights.items()}
+    return BottleneckAdapter(projection, own, layer.around, cast_weights)
+
+
+def _bias_moves(adapter: Bottleneck, order: Order, around: Surroundings | None) -> bool:
+    """Whether what the adapter adds is linear in the bias, and reads the projection through nothing but sums."""
+    if adapter.gate is not None or adapter.norm_after is not None:
+        return False
+    normed = order.reads_sum and around is not None and bool(around.norm)
+    return order.parallel or not (normed or adapter.norm_before is not None)
