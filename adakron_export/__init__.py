@@ -1,7 +1,7 @@
-"""adakron-export: transformers with AdaKron adapters, taken to the machine where they have to run.
+"""adakron-export: transformers with adapters, taken to the machine where they have to run.
 
 The public names load on first use, so that importing the package costs nothing. Importing it also makes PEFT
-know the method ``ADAKRON``.
+know the methods ``ADAKRON`` and ``BOTTLENECK``.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ def _told(error: Exception) -> str | None:
 @click.version_option(__version__, prog_name="adakron-export")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:  # noqa: ARG001, RUF100 - read by _Group
-    """Take transformers with AdaKron adapters to ONNX, and prove that nothing changed.
+    """Take transformers with adapters to ONNX, and prove that nothing changed.
 
     Exit code 0: done and held. 1: ran, and the check failed. 2: the input or the environment is at fault. 3: a fault
     of this program.

@@ -25,7 +25,7 @@ def widths(module: nn.Module, name: str) -> tuple[int | None, int]:
     """The widths of a projection's input, where it says so, and output.
 
     Raises:
-        AdapterConfigError: It does not say how wide its output is.
+        AdapterConfigError: The projection does not say how wide its output is.
     """
     for inputs, outputs in (("in_features", "out_features"), ("nx", "nf")):  # the latter: the Conv1D of transformers
         width = getattr(module, outputs, None)

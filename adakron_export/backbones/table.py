@@ -41,7 +41,7 @@ class Backbone:
         model_type: Name of the architecture in the backbone's ``config.json``.
         layer: Regular expression that the whole name of each layer matches; ``None`` where `target_modules` must be
             given.
-        blocks: Of attention, and of the FFN.
+        blocks: Where attention, and where the FFN, reads the stream of a layer and adds to it.
         note: What a user should know of it.
         token_types: Whether exports take ``token_type_ids``, as optimum's do, even where there is one type alone.
         positions: Whether models that write, or that embed, take ``position_ids``, as optimum's exports do.

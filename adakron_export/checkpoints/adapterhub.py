@@ -261,7 +261,7 @@ class _Head:
         """Read it, if there is one.
 
         Raises:
-            CheckpointError: It cannot be read, or is of a kind that is not exported.
+            CheckpointError: The head cannot be read, or is of a kind that is not exported.
         """
         file, weights = checkpoint.path / HEAD_CONFIG, _first(checkpoint.path, HEAD_WEIGHTS)
         if weights is None:

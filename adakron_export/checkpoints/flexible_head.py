@@ -123,8 +123,8 @@ class HeadedModel(PreTrainedModel):  # type: ignore[misc,unused-ignore]
 
         Args:
             input_ids: ``[batch, tokens]``.
-            attention_mask: The same.
-            token_type_ids: The same.
+            attention_mask: ``[batch, tokens]``.
+            token_type_ids: ``[batch, tokens]``.
             pixel_values: ``[batch, channels, height, width]``, in the place of the others.
         """
         given = {

@@ -124,11 +124,7 @@ def find_peft(path: Path, settings: Mapping[str, Any] | None, backbone: str | No
 
 
 def _check_method(path: Path, method: str, settings: Mapping[str, Any]) -> None:
-    """Raise where a method, or a setting of it, cannot become a graph.
-
-    Raises:
-        CheckpointError: It cannot.
-    """
+    """Raise a `CheckpointError` where a method, or a setting of it, cannot become a graph."""
     if method in UNMERGEABLE:
         raise CheckpointError(f"{path}: {method} {UNMERGEABLE[method]}, which an exported graph has no place for")
     if method not in PEFT_TYPE_TO_CONFIG_MAPPING:

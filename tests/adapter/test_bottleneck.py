@@ -264,7 +264,7 @@ def test_tensorrt_builds_it(tmp_path):
     pytest.importorskip("tensorrt_rtx")
     export_onnx(save(tmp_path, **{**HOULSBY, "activation": "gelu"}), tmp_path / "out", target="tensorrt", dtype="fp16")
     result = export_engine(Subject(tmp_path / "out"), tmp_path / "engine", flavor="rtx")
-    assert result.size_bytes > 0
+    assert result.engine_bytes > 0
 
 
 def test_plain_onnx_runtime_runs_it(tmp_path):

@@ -57,7 +57,7 @@ DTYPE_ROW = """Dtype(
             passes=lambda _: [__import__("adakron_export.graph.passes.toy", fromlist=["x"]).Int16WeightsPass()],
         ),
 """
-BACKBONE_ROW = r'Backbone("megatron-bert", r"(.*\.)?encoder\.layer\.\d+\.output\.dense", token_types=True),' + "\n"
+BACKBONE_ROW = 'Backbone("megatron-bert", _ENCODER, _BERT, token_types=True),\n'
 PASS = '''"""A pass that marks a graph."""
 
 import onnx_ir as ir
@@ -171,7 +171,7 @@ def branch(tmp_path_factory):
             branch.add("graph/passes/toy.py", DTYPE),
             branch.insert("graph/dtypes.py", 'Dtype(\n            "int4",', DTYPE_ROW),
         ),
-        "backbone": lambda: branch.insert("backbones/table.py", 'Backbone("mpnet", _BERT),', BACKBONE_ROW),
+        "backbone": lambda: branch.insert("backbones/table.py", 'Backbone("roberta", _ENCODER, _BERT),', BACKBONE_ROW),
         "graph pass": lambda: (
             branch.add("graph/passes/mark.py", PASS),
             branch.insert("graph/targets.py", "any_session=True),", (

@@ -26,7 +26,7 @@ def bottleneck_adapter(
 
     Args:
         x: ``[batch, tokens, hidden]``.
-        residual: The same.
+        residual: ``[batch, tokens, hidden]``.
         down_weight: ``[hidden, width]``.
         down_bias: ``[width]``.
         up_weight: ``[width, hidden]``.
