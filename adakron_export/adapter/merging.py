@@ -49,14 +49,14 @@ def merge(model: PeftModel, *, biases: bool = True) -> nn.Module:
     layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     adapted = {id(tensor) for layer in layers for tensor in (*layer.parameters(), *layer.buffers())}  # type: ignore[attr-defined]
     merged: PeftModel = copy.deepcopy(model, shared_memo(model, without=adapted))
+    for name, module in list(merged.named_modules()):  # before PEFT does, which cannot with every method
+        if isinstance(module, ModulesToSaveWrapper):
+            put(merged, name, module.modules_to_save[adapter])
     for layer in [module for module in merged.modules() if isinstance(module, BaseTunerLayer)]:
         _own_weights(layer.get_base_layer())
         cast(nn.Module, layer).double()
     with told_as(ExportError, f"a {method} adapter cannot be merged into its backbone, which an export needs"):
         plain = cast(nn.Module, merged.merge_and_unload(safe_merge=True))
-    for name, module in list(plain.named_modules()):
-        if isinstance(module, ModulesToSaveWrapper):
-            put(plain, name, module.modules_to_save[adapter])
     left = [name for name, module in plain.named_modules() if isinstance(module, BaseTunerLayer)]
     if left:
         raise ExportError(f"a {method} adapter cannot be merged into {first_few(left)}")

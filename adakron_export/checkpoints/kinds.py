@@ -184,8 +184,8 @@ KINDS = {
             "bottleneck", "PEFT checkpoint", is_bottleneck, find_peft, load_peft, fold_bottlenecks, _describe_peft,
         ),
         AdapterKind(
-            "adapterhub", "checkpoint of AdapterHub", is_adapterhub, find_adapterhub, load_adapterhub,
-            fold_bottlenecks, _describe_peft,
+            "adapterhub", "checkpoint of AdapterHub", is_adapterhub, find_adapterhub, load_adapterhub, fold,
+            _describe_peft,
         ),
         AdapterKind("peft", "PEFT checkpoint", is_peft, find_peft, load_peft, merge, _describe_peft),
         AdapterKind("none", "transformers model", is_plain_model, find_plain, load_plain, fold_plain, lambda _: {}),

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1] / "adapterhub"
 CASES = sorted(folder.name for folder in ROOT.iterdir() if (folder / "case.json").is_file())
 EXPORTED = (  # one of each form of the graph
     "adapter-plus", "compacter", "deberta-v2-pfeiffer", "distilbert-parallel", "gated", "gpt2-pfeiffer",
-    "head-questions", "head-tagging", "houlsby", "own-norms", "parallel", "pfeiffer", "vit-houlsby",
+    "head-questions", "head-tagging", "houlsby", "ia3", "lora", "own-norms", "parallel", "pfeiffer", "vit-houlsby",
 )  # fmt: skip
 
 
@@ -73,13 +73,12 @@ def test_an_artifact_answers_as_the_library(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["compacter", "own-norms", "by-layer", "leave-out", "head-static", "head-questions",
-                                  "learned-scaling"])  # fmt: skip
+                                  "learned-scaling", "lora-everywhere", "ia3"])  # fmt: skip
 def test_a_converted_checkpoint_is_a_peft_folder_that_answers_the_same(name, tmp_path):
     where = subject(name)
     folder = convert(where.path, tmp_path / "peft", backbone=where.backbone)
-    assert find_checkpoint(folder).kind == "bottleneck"
+    assert find_checkpoint(folder).kind == ("peft" if name in ("lora-everywhere", "ia3") else "bottleneck")
     check_answers(base_of(load_model(folder)), name)
-    assert "import adakron_export" in (folder / "README.md").read_text()
     with pytest.raises(CheckpointError, match="PEFT checkpoint already; there is nothing to convert"):
         convert(folder, tmp_path / "again")
 
@@ -112,7 +111,7 @@ def change_config(folder, **changes):
     ("changes", "message"),
     [
         ({"architecture": "prefix_tuning"}, "trained keys and values"),
-        ({"architecture": "lora"}, "is LoRA"),
+        ({"architecture": "mtl_lora"}, "LoRA of several tasks"),
         ({"architecture": "union"}, "a union of several methods"),
         ({"architecture": "newer"}, "the adapter is 'newer'"),
         ({"inv_adapter": "nice"}, "inv_adapter asks for invertible adapters"),
@@ -136,6 +135,25 @@ def test_what_is_not_built_or_does_not_fit_is_named(changes, message, tmp_path):
     change_config(folder, **changes)
     with pytest.raises(CheckpointError, match=message):
         load("pfeiffer", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"use_dora": True}, "use_dora asks for DoRA, which AdapterHub computes otherwise"),
+        ({"use_gating": True}, "use_gating asks for a gate"),
+        ({"vera_d": 0.1}, "vera_d asks for VeRA"),
+        ({"composition_mode": "other"}, "not readable.*composition_mode"),
+        ({"new_flag": 0}, "new_flag is no setting that is known"),
+        ({"r": 8}, "does not fit the backbone.*misshapen"),
+        ({"attn_matrices": ["q", "k", "v"]}, "its configuration has 3 in each of 2"),
+        ({"leave_out": [1]}, "has weights for 4 modules in 2 layers, where its configuration has 2 in each of 1"),
+    ],
+)
+def test_a_lora_that_is_not_built_or_does_not_fit_is_named(changes, message, tmp_path):
+    change_config(damaged(tmp_path, "lora"), **changes)
+    with pytest.raises(CheckpointError, match=message):
+        load("lora", tmp_path)
 
 
 def test_a_setting_that_is_not_read_for_answers_changes_none(tmp_path):

@@ -151,6 +151,13 @@ def test_a_variant_of_lora_merges(variant, tmp_path):
     check_merged(save(tmp_path, **{"r": 4, "lora_alpha": 32, **LORA[variant]}))
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("method", ["IA3", "LN_TUNING", "LORA", "OFT"])
+def test_a_head_of_several_layers_comes_along(method, tmp_path):
+    """RoBERTa's: PEFT itself cannot put it back with every method."""
+    check_merged(save(tmp_path, "roberta", peft_type=method, **MERGED[method]))
+
+
 ARCHITECTURES = {
     "bert": ["query", "value", "dense"],
     "roberta": ["query", "value"],

@@ -15,7 +15,16 @@ from typing import Any
 import adapters
 import torch
 import transformers
-from adapters import BnConfig, CompacterConfig, CompacterPlusPlusConfig, DoubleSeqBnConfig, ParBnConfig, SeqBnConfig
+from adapters import (
+    BnConfig,
+    CompacterConfig,
+    CompacterPlusPlusConfig,
+    DoubleSeqBnConfig,
+    IA3Config,
+    LoRAConfig,
+    ParBnConfig,
+    SeqBnConfig,
+)
 from safetensors.torch import save_file
 
 _ENCODER = {
@@ -68,6 +77,13 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "head-tagging": ("bert", SeqBnConfig(reduction_factor=2), {"head": "tagging"}),
     "head-questions": ("bert", SeqBnConfig(reduction_factor=2), {"head": "qa"}),
     "head-static": ("bert", SeqBnConfig(reduction_factor=2), {"head": "static"}),
+    "lora": ("bert", LoRAConfig(r=4, alpha=16), {}),
+    "lora-everywhere": ("bert", LoRAConfig(r=4, alpha=8, intermediate_lora=True, output_lora=True,
+                                           attn_matrices=["q", "k", "v"], leave_out=[1]), {}),
+    "ia3": ("bert", IA3Config(), {}),
+    "distilbert-lora": ("distilbert", LoRAConfig(r=4, alpha=16, output_lora=True), {}),
+    "gpt2-lora": ("gpt2", LoRAConfig(r=4, alpha=16, selfattn_lora=False, intermediate_lora=True, output_lora=True),
+                  {"head": "none"}),
     "roberta-houlsby": ("roberta", DoubleSeqBnConfig(reduction_factor=2), {}),
     "distilbert-houlsby": ("distilbert", DoubleSeqBnConfig(reduction_factor=2), {}),
     "distilbert-pfeiffer": ("distilbert", SeqBnConfig(reduction_factor=2), {}),
