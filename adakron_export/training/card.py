@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from adakron_export.artifacts.card_metadata import front_matter
+from adakron_export.training.methods import described
 
 
 def training_card(record: Mapping[str, Any], name: str) -> str:
@@ -23,13 +24,15 @@ def training_card(record: Mapping[str, Any], name: str) -> str:
     metrics = "\n".join(f"| {metric.replace('_', ' ')} | {value:.4f} |" for metric, value in record["metrics"].items())
     settings = "\n".join(f"{key}: {_yaml(value)}" for key, value in recipe.items() if value is not None)
     data = recipe["eval_data"] or recipe["data"]
-    head = front_matter(library="peft", task=record["task"], backbone=shown, tags=("adakron",), name=name,
-                        data=Path(data).name if Path(data).exists() else data, metrics=record["metrics"])  # fmt: skip
+    head = front_matter(
+        library="peft", task=record["task"], backbone=shown, tags=(recipe.get("method", "adakron"),), name=name,
+        data=Path(data).name if Path(data).exists() else data, metrics=record["metrics"],
+    )  # fmt: skip
     return f"""{head}
 
 # {name}
 
-`{shown}`{f" at `{revision}`" if revision else ""} with AdaKron adapters (r={recipe["r"]}, k={recipe["k"]}) for
+`{shown}`{f" at `{revision}`" if revision else ""} with {described(recipe)} for
 {record["task"]}, trained by adakron-export
 {record["versions"].get("adakron-export", "")}. {counts["trainable"]:,} of {counts["total"]:,} parameters were trained
 ({counts["trainable"] / counts["total"]:.2%}): adapters {counts["adapters"]:,}, head {counts["head"]:,}.
@@ -54,7 +57,7 @@ adakron-export onnx {name} -o artifact
 PEFT loads it too, once the package is imported:
 
 ```python
-import adakron_export  # registers AdaKron with PEFT
+import adakron_export  # makes AdaKron and bottlenecks known to PEFT
 from peft import PeftModel
 ```
 

@@ -15,8 +15,6 @@ from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PretrainedConfig, PreTrainedModel
 
-from adakron_export.adapter.config import AdaKronConfig
-from adakron_export.adapter.tuner import PREFIX
 from adakron_export.checkpoints import hub
 from adakron_export.checkpoints.backbone import load_backbone, read_config
 from adakron_export.checkpoints.peft_folder import with_adapter
@@ -25,6 +23,7 @@ from adakron_export.data.labels import REGRESSION, Labels
 from adakron_export.errors import BackboneError, TrainingError, told_as
 from adakron_export.tasks import Task, auto_class, peft_task_type
 from adakron_export.tokenization.encoding import padding_id
+from adakron_export.training.methods import adapter_config, is_adapter
 from adakron_export.training.recipe import Recipe
 
 _IN_LAYER = re.compile(r"\.(\d+)\.")  # of a module's name: layers are numbered, embeddings and heads are not
@@ -162,17 +161,15 @@ def add_adapters(
         if "pooler" in fresh:
             raise TrainingError("pooler_scale is for a pooler that the backbone brings; this one is new and trained")
         pooler = [scale_pooler(model, recipe.pooler_scale)]
-    adapter = AdaKronConfig(
-        r=recipe.r,
-        k=recipe.k,
-        num_experts=recipe.num_experts,
-        kron_order=recipe.kron_order,
-        layers_to_transform=layers,
-        task_type=peft_task_type(task),
-        modules_to_save=[*fresh, *norms, *pooler] or None,
-        revision=revision,
-    )
-    tuned = with_adapter(model, adapter)
+    common = {
+        "layers_to_transform": layers,
+        "task_type": peft_task_type(task),
+        "modules_to_save": [*fresh, *norms, *pooler] or None,
+        "revision": revision,
+    }
+    adapter = adapter_config(recipe, common)
+    with told_as(TrainingError, f"{recipe.method} cannot sit in a {type(model).__name__}"):
+        tuned = with_adapter(model, adapter)
     for name in pooler:
         tuned.get_submodule(f"base_model.model.{name}").requires_grad_(requires_grad=False)  # saved, and not trained
     return tuned
@@ -223,7 +220,7 @@ def norms_beside_adapters(model: nn.Module, layers: list[int] | None) -> list[st
 
 def trained_part(name: str) -> str:
     """What a trained parameter belongs to: ``adapters``, ``norms`` or ``head``."""
-    if PREFIX in name:
+    if is_adapter(name):
         return "adapters"
     return "norms" if _IN_LAYER.search(name) else "head"
 

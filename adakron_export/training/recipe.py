@@ -15,6 +15,11 @@ from adakron_export.files.records import read_bytes
 from adakron_export.options.fields import check_record, option, options_of
 from adakron_export.tasks import Task
 
+METHOD_SETTINGS = {  # by method: the settings that are for it, and not for every method
+    "adakron": ("k", "num_experts", "kron_order", "consistency"),
+    "bottleneck": ("reduction_factor", "position", "parallel", "activation", "scaling", "original_ln_before"),
+    "lora": ("lora_alpha",),
+}
 SCHEDULES = ("linear", "cosine", "constant_with_warmup")
 COMPUTED_IN = ("fp32", "bf16", "fp16")
 # What may differ between a run and its resumption: where things are, not what is computed.
@@ -34,7 +39,10 @@ class Recipe(DataSettings):
     max_length: int | None = option(
         None, "Longest text, in tokens; longer ones are cut.", shown="the backbone's own", group="data", least=1
     )
-    r: int = option(48, "Width of the Kronecker product.", group="adapter", least=1)
+    method: str = option("adakron", "Kind of adapter.", group="adapter", choices=tuple(METHOD_SETTINGS))
+    r: int | None = option(
+        None, "Width of the adapter.", shown="48, LoRA 8, bottlenecks by their factor", group="adapter", least=1
+    )
     k: int = option(4, "Width of the second small network; divides r.", group="adapter", least=1)
     layers: str | None = option(
         None, "Layers that get an adapter, such as 2-5 or 0,3.", shown="all", group="adapter", metavar="FROM-TO"
@@ -46,6 +54,17 @@ class Recipe(DataSettings):
     kron_order: str = option(
         "a2_a1", "Order of the Kronecker product, left factor first.", group="adapter", choices=("a2_a1", "a1_a2")
     )
+    reduction_factor: float = option(16.0, "Width of a bottleneck: the hidden width over this.", group="adapter")
+    position: str = option(
+        "ffn", "Where bottlenecks sit in a layer.", group="adapter", choices=("ffn", "attention", "both")
+    )
+    parallel: bool = option(False, "Let bottlenecks read the stream beside their block.", group="adapter")
+    activation: str = option("relu", "Activation in bottlenecks.", group="adapter")
+    scaling: float = option(1.0, "Factor of what bottlenecks add.", group="adapter")
+    original_ln_before: bool = option(
+        True, "Let bottlenecks read what the backbone's LayerNorm makes, as Pfeiffer's do.", group="adapter"
+    )
+    lora_alpha: float | None = option(None, "Alpha of LoRA.", shown="twice r", group="adapter")
     consistency: float = option(0.0, "Weight of AdaMix's consistency loss.", group="adapter")
     epochs: float = option(3.0, "Passes over the data.", group="optimisation")
     max_steps: int | None = option(None, "Steps after which training stops.", group="optimisation", least=1)
@@ -108,9 +127,18 @@ class Recipe(DataSettings):
             )
         if self.eval_share == 0:
             raise TrainingError(f"eval_share is {self.eval_share}; it must lie between 0 and 1")
+        self._check_method()
         self.layer_indices()
         if self.task is not None:
             object.__setattr__(self, "task", Task(self.task).value)
+
+    def _check_method(self) -> None:
+        """A setting with another value than its default must be for the method."""
+        defaults = {row.name: row.default for row in fields(self)}
+        for method, names in METHOD_SETTINGS.items():
+            for name in names if method != self.method else ():
+                if getattr(self, name) != defaults[name]:
+                    raise TrainingError(f"{name} is for {method}, and the method is {self.method}; leave it out")
 
     def layer_indices(self) -> list[int] | None:
         """The layers that get an adapter, counted from 0; ``None`` is all of them."""
