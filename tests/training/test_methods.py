@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import torch
 from peft import PeftModel
 from transformers import AutoModelForSequenceClassification
 
@@ -15,13 +16,14 @@ ROWS = [("the film was good", "up"), ("the plot was awful", "down"), ("a great a
 METHODS = {
     "bottleneck": {"reduction_factor": 4.0},
     "houlsby": {"method": "bottleneck", "position": "both", "original_ln_before": False, "activation": "silu", "r": 6},
-    "parallel": {"method": "bottleneck", "parallel": True, "scaling": 2.0, "learning_rate": 5e-3, "epochs": 8.0},
+    "parallel": {"method": "bottleneck", "parallel": True, "scaling": 2.0},
     "lora": {"r": 4, "lora_alpha": 16.0},
 }
 
 
 @pytest.fixture(scope="module")
 def backbone(tmp_path_factory):
+    torch.manual_seed(0)
     return save_backbone(tmp_path_factory.mktemp("methods") / "backbone")
 
 
@@ -33,7 +35,14 @@ def data(tmp_path_factory):
 
 
 def recipe_of(backbone, data, method, **changes):
-    settings = {"method": method, "epochs": 4.0, "batch_size": 8, "learning_rate": 2e-2, **METHODS.get(method, {})}
+    settings = {
+        "method": method,
+        "epochs": 12.0,
+        "batch_size": 8,
+        "learning_rate": 1e-2,
+        "seed": 3,
+        **METHODS.get(method, {}),
+    }
     return Recipe(backbone=str(backbone), data=str(data), **{**settings, **changes})
 
 
