@@ -32,10 +32,14 @@ _SAME = (  # by the same name in our configuration
     "original_ln_before", "original_ln_after", "ln_before", "ln_after", "residual_before_ln",
     "adapter_residual_before_ln", "use_gating", "scaling", "reduction_factor",
 )  # fmt: skip
-_REFUSED = {"inv_adapter": "invertible adapters", "cross_adapter": "adapters behind cross-attention",
-            "invertible_adapter": "invertible adapters"}  # fmt: skip
+_REFUSED = {
+    "cross_adapter": "adapters behind cross-attention",
+    "invertible_adapter": "invertible adapters in the form of the library's first release",
+}
+_COUPLING = {"F.0": "f_in", "F.2": "f_out", "G.0": "g_in", "G.2": "g_out"}
+_INVERTIBLE = re.compile(r"(.*\.)?invertible_adapters\.[^.]+\.(?P<part>[FG]\.[02])\.(?P<kind>weight|bias)")
 _ENDS = ("left", "right")
-_IGNORED = {"inv_adapter_reduction_factor", "architecture"}
+_IGNORED = {"architecture"}
 _ADAPTER = re.compile(r"(?P<layer>.*?\.\d+)\.(?P<where>[\w.]+)\.adapters\.(?P<name>[^.]+)\.(?P<part>.+)")
 _SHARED = re.compile(r"(.*\.)?shared_parameters\.(?P<name>[^.]+)\.(?P<part>\w+)")
 
@@ -58,6 +62,8 @@ class BottleneckSettings:
     residual_before_ln: bool | str = True
     adapter_residual_before_ln: bool = False
     leave_out: list[int] = field(default_factory=list)
+    inv_adapter: str | None = None
+    inv_adapter_reduction_factor: float | None = None
     phm_layer: bool = False
     phm_dim: int = 4
     phm_rank: int = 1
@@ -112,6 +118,8 @@ def _config_of(path: Path, settings: BottleneckSettings) -> BottleneckConfig:
             position=str(settings.position),
             parallel=settings.is_parallel,
             inference_mode=True,
+            invertible=settings.inv_adapter,
+            invertible_reduction_factor=settings.inv_adapter_reduction_factor or 2.0,
             **{name: getattr(settings, name) for name in _SAME},
         )
     except AdapterConfigError as error:
@@ -146,7 +154,14 @@ def bottleneck_adapter_of(
         for place in ("attention", "ffn")
         if adapter.position in (place, Position.BOTH) and layer_index(name) not in settings.leave_out
     }
-    return adapter, _adapter_tensors(str(path), tensors, settings, places)
+    invertible = {key: found for key in tensors if (found := _INVERTIBLE.fullmatch(key)) and settings.inv_adapter}
+    embeddings = next((name for name, _ in model.named_modules() if name.rpartition(".")[2] == "embeddings"), "")
+    coupling = {
+        f"{embeddings}.{PREFIX}{_COUPLING[found['part']]}.{found['kind']}": tensors[key]
+        for key, found in invertible.items()
+    }
+    others = {key: tensor for key, tensor in tensors.items() if key not in invertible}
+    return adapter, {**_adapter_tensors(str(path), others, settings, places), **coupling}
 
 
 def _adapter_tensors(

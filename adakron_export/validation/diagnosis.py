@@ -112,12 +112,13 @@ def _traced_checkpoint(
     To know rounding from error, and to name the node, the checkpoint is exported anew in the same way, and both
     graphs are run side by side.
     """
-    from adakron_export.adapter.layer import AdaKronLayer
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
     from adakron_export.probing.tracing import module_values
 
     nodes = _nodes_of(candidate, batch)
     modules = reference.eager.model.named_modules()
-    adapters = {name for name, module in modules if isinstance(module, AdaKronLayer)}
+    adapters = {name for name, module in modules if isinstance(module, BaseTunerLayer)}
     expected = reference.runner.trace(batch.inputs)
     fresh = _trace(_exported_anew(reference, candidate, batch), candidate, batch)
     layers = layer_errors(

@@ -275,3 +275,21 @@ def test_plain_onnx_runtime_runs_it(tmp_path):
     batch = {name: np.full((2, 5), 1 if name == "attention_mask" else 0, np.int64) for name in runner.input_names}
     session = ort.InferenceSession(tmp_path / "out" / "model.onnx", providers=["CPUExecutionProvider"])
     np.testing.assert_allclose(session.run(None, batch)[0], runner.run(batch)["logits"], rtol=0, atol=1e-6)
+
+
+def test_an_invertible_adapter_couples_halves_of_the_embeddings():
+    model = tuned("electra", invertible="nice", r=8)  # whose embeddings are narrower than its layers
+    inputs = inputs_of(base_of(model))
+    layer = next(module for module in model.modules() if type(module).__name__ == "InvertibleLayer")
+    embedded = layer.base_layer(inputs["input_ids"])
+    first, second = embedded.split([12, 12], dim=-1)
+    parts = layer.parts("default")
+    first = first + parts["f_out"](torch.relu(parts["f_in"](second)))
+    second = second + parts["g_out"](torch.relu(parts["g_in"](first)))
+    torch.testing.assert_close(layer(inputs["input_ids"]), torch.cat((first, second), dim=-1))
+    torch.testing.assert_close(answers(fold(model), inputs), answers(base_of(model), inputs), rtol=0, atol=1e-5)
+
+
+def test_an_invertible_adapter_is_refused_where_its_inverse_would_be_needed():
+    with pytest.raises(AdapterConfigError, match="GPT2LMHeadModel writes with its embeddings.*the inverse"):
+        get_peft_model(backbone_of("gpt2"), BottleneckConfig(invertible="nice"))

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parents[1] / "adapterhub"
 CASES = sorted(folder.name for folder in ROOT.iterdir() if (folder / "case.json").is_file())
 EXPORTED = (  # one of each form of the graph
     "adapter-plus", "compacter", "deberta-v2-pfeiffer", "distilbert-parallel", "gated", "gpt2-pfeiffer",
-    "head-questions", "head-tagging", "houlsby", "ia3", "lora", "own-norms", "parallel", "pfeiffer", "vit-houlsby",
+    "head-questions", "head-tagging", "houlsby", "ia3", "invertible", "lora", "own-norms", "parallel", "pfeiffer",
+    "vit-houlsby",
 )  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_an_artifact_answers_as_the_library(name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["compacter", "own-norms", "by-layer", "leave-out", "head-static", "head-questions",
-                                  "learned-scaling", "lora-everywhere", "ia3"])  # fmt: skip
+                                  "learned-scaling", "lora-everywhere", "ia3", "invertible"])  # fmt: skip
 def test_a_converted_checkpoint_is_a_peft_folder_that_answers_the_same(name, tmp_path):
     where = subject(name)
     folder = convert(where.path, tmp_path / "peft", backbone=where.backbone)
@@ -114,7 +115,9 @@ def change_config(folder, **changes):
         ({"architecture": "mtl_lora"}, "LoRA of several tasks"),
         ({"architecture": "union"}, "a union of several methods"),
         ({"architecture": "newer"}, "the adapter is 'newer'"),
-        ({"inv_adapter": "nice"}, "inv_adapter asks for invertible adapters"),
+        ({"inv_adapter": "nice"}, "does not fit the backbone.*missing.*embeddings"),
+        ({"inv_adapter": "glow"}, "invertible is 'glow'"),
+        ({"invertible_adapter": {"block_type": "nice"}}, "invertible_adapter asks for invertible adapters"),
         ({"cross_adapter": True}, "cross_adapter asks for adapters behind cross-attention"),
         ({"new_flag": False}, "new_flag is no setting that is known"),
         ({"mh_adapter": False, "output_adapter": False}, "neither mh_adapter nor output_adapter"),

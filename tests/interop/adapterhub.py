@@ -24,6 +24,7 @@ from adapters import (
     LoRAConfig,
     ParBnConfig,
     SeqBnConfig,
+    SeqBnInvConfig,
 )
 from safetensors.torch import save_file
 
@@ -84,6 +85,8 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
     "distilbert-lora": ("distilbert", LoRAConfig(r=4, alpha=16, output_lora=True), {}),
     "gpt2-lora": ("gpt2", LoRAConfig(r=4, alpha=16, selfattn_lora=False, intermediate_lora=True, output_lora=True),
                   {"head": "none"}),
+    "invertible": ("bert", SeqBnInvConfig(reduction_factor=2), {}),
+    "distilbert-invertible": ("distilbert", SeqBnInvConfig(reduction_factor=2, inv_adapter_reduction_factor=3), {}),
     "roberta-houlsby": ("roberta", DoubleSeqBnConfig(reduction_factor=2), {}),
     "distilbert-houlsby": ("distilbert", DoubleSeqBnConfig(reduction_factor=2), {}),
     "distilbert-pfeiffer": ("distilbert", SeqBnConfig(reduction_factor=2), {}),

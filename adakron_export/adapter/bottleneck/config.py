@@ -68,6 +68,9 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc,unused-ignore]
         ln_after: One after it.
         adapter_residual_before_ln: Add ``delta`` before that one instead of after it.
         use_gating: Multiply by the mean over tokens, padding among them, of a learned gate.
+        invertible: ``nice`` puts a coupling block behind the embeddings too (Pfeiffer et al., EMNLP 2020); for models
+            without a head that shares them.
+        invertible_reduction_factor: Half the hidden width over the width of that block's networks.
         dropout: Share of ``delta`` that is dropped in training.
         target_modules: Names or a regular expression of the projections. Chosen by the backbone's architecture and
             ``position`` when left out.
@@ -95,6 +98,8 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc,unused-ignore]
     ln_after: bool = field(default=False, metadata={"help": "An own LayerNorm after it"})
     adapter_residual_before_ln: bool = field(default=False, metadata={"help": "Add before that one"})
     use_gating: bool = field(default=False, metadata={"help": "Multiply by a learned gate"})
+    invertible: str | None = field(default=None, metadata={"help": "nice: a coupling block behind the embeddings"})
+    invertible_reduction_factor: float = field(default=2.0, metadata={"help": "Width of its networks"})
     dropout: float = field(default=0.0, metadata={"help": "Of what is added, in training"})
     target_modules: list[str] | str | None = field(default=None)
     exclude_modules: list[str] | str | None = field(default=None)
@@ -120,6 +125,11 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc,unused-ignore]
             "position": (self.position in list(Position), " or ".join(Position)),
             "scaling": (self.scaling in LEARNED or _is_number(self.scaling), "a number, learned or channel"),
             "residual_before_ln": (self.residual_before_ln in (True, False, "post_add"), "true, false or post_add"),
+            "invertible": (self.invertible in (None, "nice"), "nice, or left out"),
+            "invertible_reduction_factor": (
+                _is_number(self.invertible_reduction_factor) and self.invertible_reduction_factor > 0,
+                "a number above 0",
+            ),
             "dropout": (_is_number(self.dropout) and 0 <= self.dropout < 1, "a number from 0 to below 1"),
         }
         for name, (holds, possible) in allowed.items():

@@ -16,6 +16,7 @@ from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from adakron_export.adapter.bottleneck.config import OPERATOR_ACTIVATIONS
+from adakron_export.adapter.bottleneck.invertible import InvertibleAdapter, InvertibleLayer
 from adakron_export.adapter.bottleneck.layer import Bottleneck, BottleneckLayer, Order, Surroundings, activate
 from adakron_export.adapter.bottleneck.op import bottleneck_adapter
 from adakron_export.adapter.folding import active_adapter, put, shared_memo, with_bias_added, without_dropout
@@ -85,9 +86,17 @@ def fold_bottlenecks(model: PeftModel, *, biases: bool = True) -> nn.Module:
     for name, module in list(folded.named_modules()):
         if isinstance(module, BottleneckLayer):
             put(folded, name, _fold_layer(name, module, adapter, biases=biases))
+        elif isinstance(module, InvertibleLayer):
+            put(folded, name, _fold_invertible(module, adapter))
         elif isinstance(module, ModulesToSaveWrapper):
             put(folded, name, module.modules_to_save[adapter])
     return without_dropout(cast(nn.Module, folded))
+
+
+def _fold_invertible(layer: InvertibleLayer, adapter: str) -> nn.Module:
+    if adapter not in layer.activations:
+        return layer.base_layer
+    return InvertibleAdapter(layer.base_layer, layer.parts(adapter), layer.activations[adapter])
 
 
 def _fold_layer(name: str, layer: BottleneckLayer, adapter: str, *, biases: bool) -> nn.Module:

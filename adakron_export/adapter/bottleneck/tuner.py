@@ -10,6 +10,7 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
 from torch import nn
 
 from adakron_export.adapter.bottleneck.config import BOTTLENECK, BottleneckConfig, Position
+from adakron_export.adapter.bottleneck.invertible import InvertibleLayer
 from adakron_export.adapter.bottleneck.layer import CANNOT_MERGE, BottleneckLayer, Surroundings
 from adakron_export.adapter.tuner import is_target, layer_index, widths
 from adakron_export.backbones.table import Backbone, backbone_row
@@ -22,7 +23,7 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc,unused-ignore]
     """A model with bottleneck adapters; made by `peft.get_peft_model(model, BottleneckConfig(...))`."""
 
     prefix: str = PREFIX
-    tuner_layer_cls = BottleneckLayer
+    tuner_layer_cls = (BottleneckLayer, InvertibleLayer)
 
     def _prepare_adapter_config(self, peft_config: BottleneckConfig, model_config: dict[str, Any]) -> BottleneckConfig:
         if peft_config.target_modules is None:
@@ -30,11 +31,16 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc,unused-ignore]
                 attention=peft_config.position in (Position.ATTENTION, Position.BOTH),
                 ffn=peft_config.position in (Position.FFN, Position.BOTH),
             )
+        if peft_config.invertible and self.model.get_output_embeddings() is not None:
+            raise AdapterConfigError(
+                f"invertible is {peft_config.invertible!r}, and a {type(self.model).__name__} writes with its embeddings,"
+                " which would need the inverse; leave it out"
+            )
         return peft_config
 
     @staticmethod
     def _check_target_module_exists(peft_config: BottleneckConfig, key: str) -> Any:
-        return is_target(peft_config, key)
+        return _takes_embeddings(peft_config, key) or is_target(peft_config, key)
 
     @contextmanager
     def _enable_peft_forward_hooks(self, *_args: Any, adapter_names: Any = None, **_kwargs: Any) -> Iterator[None]:
@@ -66,20 +72,35 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc,unused-ignore]
         current_key: str,
         parameter_name: str | None = None,
     ) -> None:
-        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
-        _, hidden = widths(cast(nn.Module, base), current_key)
-        width = peft_config.width(hidden, layer_index(current_key))
-        around = self._surroundings(current_key) if peft_config.reads_stream else None
-        if isinstance(target, BottleneckLayer):
-            target.around = target.around or around
-            target.update_layer(adapter_name, peft_config, width=width)
+        layer: BottleneckLayer | InvertibleLayer
+        if _takes_embeddings(peft_config, current_key):
+            layer = self._invertible_layer(target)
+            layer.update_layer(adapter_name, peft_config)
+        else:
+            layer = self._bottleneck_layer(peft_config, target, current_key)
+            width = peft_config.width(layer.hidden, layer_index(current_key))
+            layer.update_layer(adapter_name, peft_config, width=width)
+            _check_orders(layer, adapter_name, current_key)
+        if layer is target:
             return
-        layer = BottleneckLayer(target, hidden=hidden, around=around)
-        layer.update_layer(adapter_name, peft_config, width=width)
-        _check_orders(layer, adapter_name, current_key)
         if adapter_name not in self.active_adapters:
             layer.requires_grad_(requires_grad=False)
         self._replace_module(parent, target_name, layer, target)
+
+    def _invertible_layer(self, target: nn.Module) -> InvertibleLayer:
+        if isinstance(target, InvertibleLayer):
+            return target
+        config = self.model.config
+        return InvertibleLayer(target, hidden=getattr(config, "embedding_size", None) or config.hidden_size)
+
+    def _bottleneck_layer(self, config: BottleneckConfig, target: nn.Module, key: str) -> BottleneckLayer:
+        around = self._surroundings(key) if config.reads_stream else None
+        if isinstance(target, BottleneckLayer):
+            target.around = target.around or around
+            return target
+        base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+        _, hidden = widths(cast(nn.Module, base), key)
+        return BottleneckLayer(target, hidden=hidden, around=around)
 
     def _surroundings(self, key: str) -> Surroundings:
         row: Backbone = backbone_row(self.get_model_config(self.model))
@@ -93,6 +114,11 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc,unused-ignore]
         layer, block = found
         norm = None if block.norm is None else self.model.get_submodule(f"{layer}.{block.norm}")
         return Surroundings(self.model.get_submodule(f"{layer}.{block.source}"), norm)
+
+
+def _takes_embeddings(config: BottleneckConfig, key: str) -> bool:
+    """Whether a module is the whole of the embeddings, and gets a coupling block."""
+    return bool(config.invertible) and key.rpartition(".")[2] == "embeddings"
 
 
 def _check_orders(layer: BottleneckLayer, adapter: str, key: str) -> None:
