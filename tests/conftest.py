@@ -28,6 +28,7 @@ from traced import traced_once  # noqa: F401
 ROOT = Path(__file__).parents[1]
 DEMO = ROOT / "models" / "demo"
 REFERENCE = Path(__file__).parent / "reference"
+ADAPTERHUB = Path(__file__).parent / "adapterhub"
 
 
 class _Listener(logging.Handler):

@@ -38,6 +38,7 @@ _REFUSED = {
 }
 _COUPLING = {"F.0": "f_in", "F.2": "f_out", "G.0": "g_in", "G.2": "g_out"}
 _INVERTIBLE = re.compile(r"(.*\.)?invertible_adapters\.[^.]+\.(?P<part>[FG]\.[02])\.(?P<kind>weight|bias)")
+_LARGEST = 2**27  # numbers of a weight that is multiplied out
 _ENDS = ("left", "right")
 _IGNORED = {"architecture"}
 _ADAPTER = re.compile(r"(?P<layer>.*?\.\d+)\.(?P<where>[\w.]+)\.adapters\.(?P<name>[^.]+)\.(?P<part>.+)")
@@ -191,11 +192,15 @@ def _adapter_tensors(
         else:
             unknown.append(key)
     if unknown:
-        raise CheckpointError(f"{where}: {first_few(unknown)} is no part of a bottleneck that is known here")
+        raise CheckpointError(f"{where}: {first_few(unknown)} is no part of a bottleneck that is known")
     result: dict[str, Tensor] = {}
+    used: set[str] = set()
     for module, own in parts.items():
         reader = _Parts(f"{where}: {module}", own, shared, settings)
         result |= {f"{module}.{PREFIX}{name}": tensor for name, tensor in reader.adapter().items()}
+        used |= reader.used
+    if shared.keys() - used:
+        raise CheckpointError(f"{where}: the shared {first_few(sorted(shared.keys() - used))} is left over")
     return result
 
 
@@ -213,6 +218,7 @@ class _Parts:
         self, where: str, own: Mapping[str, Tensor], shared: Mapping[str, Tensor], settings: BottleneckSettings
     ) -> None:
         self._where, self._own, self._shared, self._settings = where, dict(own), shared, settings
+        self.used: set[str] = set()  # of what is shared
 
     def adapter(self) -> dict[str, Tensor]:
         """The weights of one bottleneck, by the names that they have in our layer.
@@ -260,9 +266,15 @@ class _Parts:
         )  # fmt: skip
         if rule.shape[0] != weight.shape[0]:
             raise CheckpointError(f"{self._where}: {len(rule)} rules for {len(weight)} weights")
+        self._check_size(ours, rule.shape[1] * weight.shape[1] * rule.shape[2] * weight.shape[2])
         product = sum((torch.kron(a, b) for a, b in zip(rule, weight, strict=True)), torch.zeros(()).double())
         bias = self._take(f"{theirs}.b") if self._settings.phm_bias else torch.zeros(product.shape[1])
         return {f"{ours}.weight": product.T.float().contiguous(), f"{ours}.bias": bias}
+
+    def _check_size(self, name: str, numbers: int) -> None:
+        """Small factors can ask for a product that fills the memory."""
+        if numbers > _LARGEST:
+            raise CheckpointError(f"{self._where}: {name} would be multiplied out to {numbers:.3g} numbers")
 
     def _factor(self, name: str, *, is_shared: bool, factorised: bool) -> Tensor:
         """One side of the Kronecker products, ``[n, a, b]``, in float64."""
@@ -270,11 +282,13 @@ class _Parts:
             left, right = (self._factor(f"{name}_{end}", is_shared=is_shared, factorised=False) for end in _ENDS)
             if (left.shape[0], left.shape[2]) != (right.shape[0], right.shape[1]):
                 raise CheckpointError(f"{self._where}: {name} has factors that do not fit")
+            self._check_size(name, left.shape[0] * left.shape[1] * right.shape[2])
             return torch.bmm(left, right)
         if not is_shared:
             found = self._take(name)
         elif name in self._shared:
             found = self._shared[name]
+            self.used.add(name)
         else:
             raise CheckpointError(f"{self._where}: the shared {name} is missing")
         if found.dim() != 3:

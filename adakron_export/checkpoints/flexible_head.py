@@ -76,7 +76,7 @@ def head_settings(head: Any, where: str) -> HeadSettings:
         CheckpointError: Its type or a setting is not known, or impossible.
     """
     kind = head.get("head_type") if isinstance(head, dict) else None
-    if kind not in HEAD_TASKS:
+    if not isinstance(kind, str) or kind not in HEAD_TASKS:
         raise CheckpointError(
             f"{where}: a head of type {kind!r:.60} is not exported; these are: {', '.join(HEAD_TASKS)}"
         )

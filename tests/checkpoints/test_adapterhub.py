@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from adakron_export import Subject, convert, export_onnx, fold, inspect, load_model, open_runner
 from adakron_export.checkpoints.finding import find_checkpoint
 from adakron_export.checkpoints.kinds import base_of
-from adakron_export.errors import BackboneError, CheckpointError
+from adakron_export.errors import AdaKronError, BackboneError, CheckpointError
+from conftest import ADAPTERHUB
 
-ROOT = Path(__file__).parents[1] / "adapterhub"
+ROOT = ADAPTERHUB
 CASES = sorted(folder.name for folder in ROOT.iterdir() if (folder / "case.json").is_file())
 EXPORTED = (  # one of each form of the graph
     "adapter-plus", "compacter", "deberta-v2-pfeiffer", "distilbert-parallel", "gated", "gpt2-pfeiffer",
@@ -188,6 +189,33 @@ def test_a_tensor_that_is_left_over_is_named(tmp_path):
     name = "bert.encoder.layer.0.output.adapters.task.gate.weight"
     change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(1, 24)}))
     with pytest.raises(CheckpointError, match="gate.weight is left over"):
+        load("pfeiffer", tmp_path)
+
+
+def test_a_shared_tensor_that_is_left_over_is_named(tmp_path):
+    folder = damaged(tmp_path)
+    change_tensors(
+        folder, lambda tensors: tensors.update({"bert.shared_parameters.task.phm_rule": torch.zeros(4, 4, 4)})
+    )
+    with pytest.raises(CheckpointError, match="the shared phm_rule is left over"):
+        load("pfeiffer", tmp_path)
+
+
+def test_small_factors_do_not_ask_for_a_large_product(tmp_path):
+    folder = damaged(tmp_path, "compacter")
+    name = "bert.shared_parameters.task.phm_rule"
+    change_tensors(folder, lambda tensors: tensors.update({name: torch.zeros(4, 4000, 4000)}))
+    with pytest.raises(CheckpointError, match="would be multiplied out to"):
+        load("compacter", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"reduction_factor": 1e-12}, {"inv_adapter": "nice", "inv_adapter_reduction_factor": 1e-12}]
+)
+def test_a_factor_does_not_ask_for_a_width_without_bound(settings, tmp_path):
+    folder = damaged(tmp_path)
+    change_config(folder, **settings)
+    with pytest.raises(AdaKronError, match="at most 65536 is taken"):
         load("pfeiffer", tmp_path)
 
 

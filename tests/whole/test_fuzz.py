@@ -27,6 +27,7 @@ import fuzzing
 from adakron_export import (
     BankSettings,
     Subject,
+    convert,
     create_bank,
     load_model,
     open_artifact,
@@ -42,7 +43,7 @@ from adakron_export.errors import AdaKronError, ArtifactError
 from adakron_export.reporting.report import read_report, report_content, write_report
 from adakron_export.timing.baseline import read_baseline, save_baseline
 from adakron_export.training.recipe import make_recipe, read_settings
-from conftest import DEMO, reference_case
+from conftest import ADAPTERHUB, DEMO, reference_case
 
 CASES, SEED = int(os.environ.get("FUZZ_CASES", "2000")), int(os.environ.get("FUZZ_SEED", "0"))
 SECONDS, BYTES = 20, 2**30
@@ -202,6 +203,36 @@ def train(folder):
     return ["train", "--config", str(folder / "recipe.yaml"), "-o", str(folder / "out")]
 
 
+def lora(folder, _):
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForSequenceClassification
+
+    torch.manual_seed(0)
+    model = AutoModelForSequenceClassification.from_pretrained(DEMO / "backbone", num_labels=2)
+    settings = LoraConfig(r=2, target_modules=["query"], task_type="SEQ_CLS", init_lora_weights=False)
+    get_peft_model(model, settings).save_pretrained(folder)
+    shutil.copytree(DEMO / "backbone", folder / "backbone", dirs_exist_ok=True)
+    content = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps({**content, "base_model_name_or_path": "backbone"}))
+
+
+def adapterhub(folder, _):
+    shutil.copytree(ADAPTERHUB / "own-norms", folder, dirs_exist_ok=True)
+
+
+def bottleneck(folder, _):
+    convert(ADAPTERHUB / "own-norms", folder, backbone=ADAPTERHUB / "backbone-bert", overwrite=True)
+
+
+def load_adapterhub(folder):
+    return load_model(folder, backbone=ADAPTERHUB / "backbone-bert")
+
+
+def inspect_adapterhub(folder):
+    return ["inspect", str(folder), "--backbone", str(ADAPTERHUB / "backbone-bert")]
+
+
 def load_reference(folder):
     return load_model(folder / "model.bin", backbone=reference_case("bert-glue-r48").backbone)
 
@@ -237,6 +268,19 @@ KINDS = {
     "labels": Kind("config.json", checkpoint, fuzzing.changed_json, load, inspect),
     "backbone settings": Kind("backbone/config.json", plain_checkpoint, fuzzing.changed_json, load, inspect),
     "backbone weights": Kind("backbone/model.safetensors", checkpoint, fuzzing.changed_safetensors, load, inspect),
+    "LoRA's configuration": Kind("adapter_config.json", lora, fuzzing.changed_json, load, inspect),
+    "a bottleneck's configuration": Kind(
+        "adapter_config.json", bottleneck, fuzzing.changed_json, load_adapterhub, inspect_adapterhub
+    ),
+    "AdapterHub's configuration": Kind(
+        "adapter_config.json", adapterhub, fuzzing.changed_json, load_adapterhub, inspect_adapterhub
+    ),
+    "AdapterHub's head": Kind(
+        "head_config.json", adapterhub, fuzzing.changed_json, load_adapterhub, inspect_adapterhub
+    ),
+    "AdapterHub's weights": Kind(
+        "pytorch_adapter.bin", adapterhub, fuzzing.changed_state, load_adapterhub, inspect_adapterhub
+    ),
     "reference": Kind("model.bin", reference, fuzzing.changed_state, load_reference, inspect_reference),
     "engine": Kind("adakron_engine.json", engine, fuzzing.changed_json, open_engine,
                    lambda folder: ["bench", str(folder), "--against", str(DEMO)]),

@@ -27,6 +27,10 @@ SYNONYMS = {
     "leakyrelu": "leaky_relu", "linear": "identity",
 }  # fmt: skip
 OPERATOR_ACTIVATIONS = ("gelu", "gelu_tanh", "relu", "silu", "tanh", "leaky_relu", "identity")
+_FLAGS = (
+    "parallel", "original_ln_before", "original_ln_after", "ln_before", "ln_after", "adapter_residual_before_ln",
+    "use_gating",
+)  # fmt: skip
 LEARNED = ("learned", "channel")
 
 
@@ -132,6 +136,7 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc,unused-ignore]
             ),
             "dropout": (_is_number(self.dropout) and 0 <= self.dropout < 1, "a number from 0 to below 1"),
         }
+        allowed |= {name: (isinstance(getattr(self, name), bool), "true or false") for name in _FLAGS}
         for name, (holds, possible) in allowed.items():
             if not holds:
                 raise AdapterConfigError(f"{name} is {getattr(self, name)!r:.60}; it must be {possible}")
@@ -167,7 +172,18 @@ class BottleneckConfig(PeftConfig):  # type: ignore[misc,unused-ignore]
             factor = factor.get(str(layer), factor.get("default", 0))
             if not factor:
                 raise AdapterConfigError(f"reduction_factor has none for layer {layer}, and no 'default'")
-        return max(1, int(hidden // factor))
+        return checked_width(hidden // factor, "reduction_factor")
+
+
+def checked_width(width: float, name: str) -> int:
+    """The width that a factor leads to, at least 1.
+
+    Raises:
+        AdapterConfigError: It is wider than any adapter.
+    """
+    if width > _WIDEST:
+        raise AdapterConfigError(f"{name} leads to a width of {width:.3g}; at most {_WIDEST} is taken")
+    return max(1, int(width))
 
 
 def activation_named(name: Any) -> str:

@@ -13,7 +13,7 @@ import torch
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 
-from adakron_export.adapter.bottleneck.config import BottleneckConfig
+from adakron_export.adapter.bottleneck.config import BottleneckConfig, checked_width
 from adakron_export.adapter.bottleneck.layer import CANNOT_MERGE, activate
 from adakron_export.errors import AdapterUseError
 
@@ -74,7 +74,7 @@ class InvertibleLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ig
         first = self.hidden // 2
         second = self.hidden - first
         for block, inputs, outputs in (("f", second, first), ("g", first, second)):
-            width = max(1, int(inputs // config.invertible_reduction_factor))
+            width = checked_width(inputs // config.invertible_reduction_factor, "invertible_reduction_factor")
             out = nn.Linear(width, outputs)
             if config.init_weights:
                 nn.init.zeros_(out.weight)

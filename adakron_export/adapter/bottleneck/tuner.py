@@ -33,8 +33,8 @@ class BottleneckModel(BaseTuner):  # type: ignore[misc,unused-ignore]
             )
         if peft_config.invertible and self.model.get_output_embeddings() is not None:
             raise AdapterConfigError(
-                f"invertible is {peft_config.invertible!r}, and a {type(self.model).__name__} writes with its embeddings,"
-                " which would need the inverse; leave it out"
+                f"invertible is {peft_config.invertible!r}, and a {type(self.model).__name__} writes with its "
+                "embeddings, which would need the inverse; leave it out"
             )
         return peft_config
 
