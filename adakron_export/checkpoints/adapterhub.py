@@ -24,7 +24,6 @@ from adakron_export.errors import CheckpointError, told_as
 from adakron_export.tasks import Task
 
 WEIGHTS = ("adapter.safetensors", "pytorch_adapter.bin")
-SETUP = "adapter_setup.json"
 _METHODS = {None: (bottleneck_settings, bottleneck_adapter_of), "lora": (lora_settings, lora_adapter_of)}
 _REFUSED = {
     "mtl_lora": "LoRA of several tasks",
@@ -79,7 +78,7 @@ def load_adapterhub(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     """Load an AdapterHub checkpoint as a PEFT model; errors as of `load_model`."""
     content = adapter_settings(checkpoint.path)
     _, adapter_of = _METHODS[_method_of(checkpoint.path, content)]
-    head = AdapterHubHead.read(checkpoint, str(content.get("name")))
+    head = AdapterHubHead.read(checkpoint.path, str(content.get("name")))
     model, new = head.model(checkpoint, load_config(checkpoint), task)
     adapter, own = adapter_of(checkpoint.path, content["config"], model, read_tensors(checkpoint.weights))
     adapter.modules_to_save = head.modules or None

@@ -184,7 +184,7 @@ def _adapter_tensors(
     unknown = []
     for key, tensor in tensors.items():
         found, common = _ADAPTER.fullmatch(key), _SHARED.fullmatch(key)
-        module = places.get((layer_index(f"{found['layer']}."), _behind(found["where"]))) if found else None
+        module = places.get((layer_index(f"{found['layer']}."), behind(found["where"]))) if found else None
         if found and module is not None:
             parts[module][found["part"]] = tensor
         elif common:
@@ -204,11 +204,11 @@ def _adapter_tensors(
     return result
 
 
-def _behind(where: str) -> str:
+def behind(where: str) -> str:
     """What an adapter stands behind, by the module that the file names."""
     if "cross" in where:
         return "cross-attention"
-    return "attention" if "attention" in where else "ffn"
+    return "attention" if "attention" in where or "attn" in where else "ffn"
 
 
 class _Parts:

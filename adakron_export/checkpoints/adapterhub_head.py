@@ -65,17 +65,21 @@ class AdapterHubHead:
     label2id: Mapping[str, int] | None = None
 
     @classmethod
-    def read(cls, checkpoint: Checkpoint, name: str) -> AdapterHubHead:
-        """Read it, if there is one.
+    def read(cls, folder: Path, name: str) -> AdapterHubHead:
+        """Read it, if a folder has one.
+
+        Args:
+            folder: The folder.
+            name: What the head is called, where its file does not say.
 
         Raises:
             CheckpointError: The head cannot be read, or is of a kind that is not exported.
         """
-        file, weights = checkpoint.path / HEAD_CONFIG, first_there(checkpoint.path, HEAD_WEIGHTS)
+        file, weights = folder / HEAD_CONFIG, first_there(folder, HEAD_WEIGHTS)
         if weights is None:
             return cls()
         if not file.is_file():
-            raise CheckpointError(f"{checkpoint.path}: {weights.name} has no {HEAD_CONFIG} beside it")
+            raise CheckpointError(f"{folder}: {weights.name} has no {HEAD_CONFIG} beside it")
         try:
             content, known = read_object(file), {row.name for row in fields(_HeadFile)}
             found = record_of({key: value for key, value in content.items() if key in known}, _HeadFile)

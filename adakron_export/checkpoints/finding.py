@@ -9,7 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from adakron_export.checkpoints import hub
-from adakron_export.checkpoints.adapterhub import SETUP
 from adakron_export.checkpoints.checkpoint import ADAPTER_CONFIG, UNFINISHED, Checkpoint
 from adakron_export.checkpoints.kinds import KINDS
 from adakron_export.checkpoints.peft_folder import adapter_settings
@@ -35,11 +34,6 @@ def find_checkpoint(checkpoint: str | Path, backbone: str | Path | None = None) 
     for kind in KINDS.values():
         if kind.recognises(path, settings):
             return kind.find(path, settings, named)
-    if (path / SETUP).is_file():
-        raise CheckpointError(
-            f"{checkpoint} holds a setup of several adapters ({SETUP}: AdapterFusion, Stack and the like), which is "
-            "not exported; give the folder of one adapter"
-        )
     if (path / UNFINISHED).is_dir():
         raise CheckpointError(
             f"{checkpoint}: its training has not finished; go on with `adakron-export train -o {checkpoint} --resume`"

@@ -7,7 +7,8 @@ from pathlib import Path
 from adakron_export.errors import AdaKronError
 
 _METADATA = ("*.json", "*.txt", "*.model", "*.jinja", "*.codes")
-_ADAPTER = (*_METADATA, "adapter_*")
+_ADAPTERHUB = ("adapter.safetensors", "pytorch_adapter.bin", "model_head.safetensors", "pytorch_model_head.bin")
+_ADAPTER = (*_METADATA, *_ADAPTERHUB, "adapter_*")
 _SENTENCE = ("*_Dense/*", "*_LayerNorm/*")  # modules of sentence-transformers behind the backbone
 _BACKBONE = (*_METADATA, *_SENTENCE, "model*.safetensors")
 _OLD_BACKBONE = (*_METADATA, *_SENTENCE, "pytorch_model*.bin")

@@ -22,6 +22,7 @@ from adakron_export.adapter.config import PEFT_TYPE
 from adakron_export.adapter.folding import fold as fold_adakron
 from adakron_export.adapter.merging import merge
 from adakron_export.checkpoints.adapterhub import find_adapterhub, is_adapterhub, load_adapterhub
+from adakron_export.checkpoints.adapterhub_setup import describe_setup, find_setup, is_setup, load_setup
 from adakron_export.checkpoints.checkpoint import Checkpoint
 from adakron_export.checkpoints.peft_folder import find_peft, is_adakron, is_bottleneck, is_peft, load_peft
 from adakron_export.checkpoints.plain import find_plain, fold_plain, is_plain_model, load_plain
@@ -54,7 +55,7 @@ class AdapterKind:
     find: Callable[[Path, Settings, str | None], Checkpoint]
     load: Callable[[Checkpoint, Task | None], PeftModel | PreTrainedModel]
     fold: Callable[..., nn.Module]
-    describe: Callable[[nn.Module], dict[str, Any]]
+    describe: Callable[[Loaded], dict[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ class Loaded:
 
     def describe(self) -> dict[str, Any]:
         """What the manifest says of the adapter."""
-        return {"kind": self.kind.name, **self.kind.describe(self.model)}
+        return {"kind": self.kind.name, **self.kind.describe(self)}
 
     @contextlib.contextmanager
     def bare(self) -> Iterator[None]:
@@ -139,14 +140,14 @@ def fold(model: nn.Module, *, biases: bool = True) -> nn.Module:
     return KINDS[own.get(model.active_peft_config.peft_type, "peft")].fold(model, biases=biases)
 
 
-def _describe_adakron(model: nn.Module) -> dict[str, Any]:
-    settings = cast(PeftModel, model).active_peft_config.to_dict()
+def _describe_adakron(loaded: Loaded) -> dict[str, Any]:
+    settings = loaded.peft_model.active_peft_config.to_dict()
     return {**{key: settings[key] for key in _DESCRIBED}, "peft_type": settings["peft_type"].value}
 
 
-def _describe_peft(model: nn.Module) -> dict[str, Any]:
+def _describe_peft(loaded: Loaded) -> dict[str, Any]:
     """The method, its rank, and each setting that is not the default and counts after training."""
-    config: PeftConfig = cast(PeftModel, model).active_peft_config
+    config: PeftConfig = loaded.peft_model.active_peft_config
     settings, common = config.to_dict(), {row.name for row in fields(PeftConfig)}
     own = [row for row in fields(config) if row.name in settings.keys() - common]
     described = {row.name: _plain(settings[row.name]) for row in own if _counts(row, settings[row.name])}
@@ -188,6 +189,10 @@ KINDS = {
             _describe_peft,
         ),
         AdapterKind("peft", "PEFT checkpoint", is_peft, find_peft, load_peft, merge, _describe_peft),
+        AdapterKind(
+            "adapterhub-setup", "setup of AdapterHub", is_setup, find_setup, load_setup, fold_bottlenecks,
+            lambda loaded: describe_setup(loaded.checkpoint),
+        ),
         AdapterKind("none", "transformers model", is_plain_model, find_plain, load_plain, fold_plain, lambda _: {}),
     )
 }  # fmt: skip

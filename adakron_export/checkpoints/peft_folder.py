@@ -181,14 +181,14 @@ def load_peft(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     return loaded
 
 
-def with_adapter(model: PreTrainedModel, adapter: PeftConfig) -> PeftModel:
+def with_adapter(model: PreTrainedModel, adapter: PeftConfig, *, name: str = "default") -> PeftModel:
     """`get_peft_model` without the warning that it sets off in transformers.
 
     PEFT 0.21 reads `is_gradient_checkpointing`, which transformers 5.2x deprecates; drop this when it does not.
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        return get_peft_model(model, adapter)
+        return get_peft_model(model, adapter, adapter_name=name)
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:

@@ -54,6 +54,10 @@ def convert(
     from adakron_export.checkpoints.loading import load_checkpoint
 
     found = find_checkpoint(checkpoint, backbone)
+    if found.kind == "adapterhub-setup":
+        raise CheckpointError(
+            f"{checkpoint} has several adapters at once, which no PEFT folder holds; export it as it is"
+        )
     if found.kind not in ("adakron-reference", "adapterhub"):
         raise CheckpointError(f"{checkpoint} is a {KINDS[found.kind].title} already; there is nothing to convert")
     model = load_checkpoint(found, task=task).peft_model

@@ -19,9 +19,9 @@ from conftest import ADAPTERHUB
 ROOT = ADAPTERHUB
 CASES = sorted(folder.name for folder in ROOT.iterdir() if (folder / "case.json").is_file())
 EXPORTED = (  # one of each form of the graph
-    "adapter-plus", "compacter", "deberta-v2-pfeiffer", "distilbert-parallel", "gated", "gpt2-pfeiffer",
-    "head-questions", "head-tagging", "houlsby", "ia3", "invertible", "lora", "own-norms", "parallel", "pfeiffer",
-    "vit-houlsby",
+    "adapter-plus", "compacter", "deberta-v2-pfeiffer", "distilbert-parallel", "fuse-houlsby", "gated",
+    "gpt2-pfeiffer", "head-questions", "head-tagging", "houlsby", "ia3", "invertible", "lora", "own-norms", "parallel",
+    "pfeiffer", "vit-houlsby",
 )  # fmt: skip
 
 
@@ -71,7 +71,7 @@ def test_an_artifact_answers_as_the_library(name, tmp_path):
         if "attention_mask" in batch and found.shape[1:2] == batch["attention_mask"].shape[1:]:  # by token: no padding
             kept = batch["attention_mask"] == 1
             found, right = found[kept], right[kept]
-        np.testing.assert_allclose(found, right, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found, right, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["compacter", "own-norms", "by-layer", "leave-out", "head-static", "head-questions",
@@ -276,10 +276,66 @@ def test_safetensors_are_read_first(tmp_path):
     check_answers(base_of(load("pfeiffer", tmp_path)), "pfeiffer")
 
 
-def test_a_setup_of_several_adapters_is_refused_by_name(tmp_path):
-    (tmp_path / "adapter_setup.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="a setup of several adapters.*AdapterFusion"):
-        load_model(tmp_path)
+@pytest.mark.parametrize("name", ["fuse-dynamic", "stack"])
+def test_a_setup_has_no_peft_folder(name, tmp_path):
+    where = subject(name)
+    with pytest.raises(CheckpointError, match="several adapters at once, which no PEFT folder holds"):
+        convert(where.path, tmp_path / "peft", backbone=where.backbone)
+
+
+def test_inspect_names_a_setup():
+    where = subject("fuse-dynamic")
+    info = inspect(where.path, backbone=where.backbone)
+    assert (info.kind, info.settings["setup"], [*info.settings["adapters"]]) == (
+        "adapterhub-setup",
+        "Fuse",
+        ["one", "two"],
+    )
+
+
+def change_json(file, **changes):
+    file.write_text(json.dumps({**json.loads(file.read_text()), **changes}))
+
+
+def single(name):
+    return {"type": "single", "children": [name]}
+
+
+EMPTY = {"type": "Stack", "children": []}
+
+
+@pytest.mark.parametrize(
+    ("setup", "message"),
+    [
+        ({"type": "Parallel", "children": [single("one"), single("two")]}, "a setup of this form is not exported"),
+        ({"type": "Fuse", "children": [single("one"), EMPTY]}, "not made of two adapters or more"),
+        ({"type": "Stack", "children": [single("one"), single("one")]}, "not made of two adapters or more"),
+        ({"type": "Stack", "children": [single("one")]}, "not made of two adapters or more"),
+        ({"type": "Stack", "children": [single("one"), single("../two")]}, "each by its name: ../two"),
+        ({"type": "Fuse", "children": [single("one"), single("three")]}, "of the fusion lack"),
+    ],
+)
+def test_a_setup_that_is_not_built_is_named(setup, message, tmp_path):
+    change_json(damaged(tmp_path, "fuse-dynamic") / "adapter_setup.json", adapter_setup=setup)
+    with pytest.raises(CheckpointError, match=message):
+        load("fuse-dynamic", tmp_path)
+
+
+@pytest.mark.parametrize("setting", ["temperature", "residual_before"])
+def test_a_fusion_that_is_not_built_is_named(setting, tmp_path):
+    file = damaged(tmp_path, "fuse-dynamic") / "one,two" / "adapter_fusion_config.json"
+    content = json.loads(file.read_text())
+    change_json(file, config={**content["config"], setting: True})
+    with pytest.raises(CheckpointError, match=f"has {setting} set, which is not exported"):
+        load("fuse-dynamic", tmp_path)
+
+
+def test_adapters_of_a_setup_sit_in_the_same_places(tmp_path):
+    folder = damaged(tmp_path, "stack")
+    shutil.rmtree(folder / "two")
+    shutil.copytree(ROOT / "leave-out", folder / "two")
+    with pytest.raises(CheckpointError, match="its adapters sit in different places"):
+        load("stack", tmp_path)
 
 
 def test_missing_pieces_are_named(tmp_path):

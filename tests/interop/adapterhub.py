@@ -26,6 +26,7 @@ from adapters import (
     SeqBnConfig,
     SeqBnInvConfig,
 )
+from adapters.composition import Fuse, Stack
 from safetensors.torch import save_file
 
 _ENCODER = {
@@ -100,6 +101,15 @@ CASES: dict[str, tuple[str, Any, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+SETUPS: dict[str, tuple[str, Any, Any]] = {
+    "fuse-static": ("bert", SeqBnConfig(reduction_factor=2), "static"),
+    "fuse-dynamic": ("bert", SeqBnConfig(reduction_factor=2), "dynamic"),
+    "fuse-houlsby": ("distilbert", DoubleSeqBnConfig(reduction_factor=2, scaling=0.5), "dynamic"),
+    "stack": ("bert", SeqBnConfig(reduction_factor=2, scaling="learned"), None),
+    "stack-houlsby": ("roberta", DoubleSeqBnConfig(reduction_factor=2), None),
+}
+
+
 def backbone(kind: str) -> Path:
     """A tiny random backbone, once for each architecture."""
     place = Path(f"backbone-{kind}")
@@ -139,6 +149,39 @@ def with_head(place: Path, kind: str, options: dict[str, Any]) -> Any:
     return model
 
 
+def write_setup(name: str) -> None:
+    """A case of several adapters, stacked or fused."""
+    kind, config, fused = SETUPS[name]
+    place = backbone(kind)
+    torch.manual_seed(len(name))
+    model = with_head(place, kind, {})
+    for adapter in ("one", "two"):
+        model.add_adapter(adapter, config=config)
+    setup: Any = Stack("one", "two")
+    if fused is not None:
+        setup = Fuse("one", "two")
+        model.add_adapter_fusion(setup, config=fused)
+    model.set_active_adapters(setup)
+    model.eval()
+    for key, tensor in model.state_dict().items():
+        if any(f".{part}." in key for part in ("one", "two", "task", "one,two")):
+            torch.nn.init.normal_(tensor, std=0.2)
+    inputs = {"input_ids": torch.randint(4, 60, (3, 11)), "attention_mask": torch.ones(3, 11, dtype=torch.int64)}
+    inputs["attention_mask"][1, 6:] = 0
+    inputs["input_ids"][1, 6:] = 1
+    with torch.no_grad():
+        adapted = model(**inputs).logits
+        model.set_active_adapters("one")
+        single = model(**inputs, head="task").logits
+        model.set_active_adapters(setup)
+    assert (adapted - single).abs().max() > 0.01, name
+    case = Path(name)
+    model.save_adapter_setup(str(case), setup, head_setup="task")
+    save_file(inputs, case / "inputs.safetensors")
+    save_file({"logits": adapted.contiguous()}, case / "expected.safetensors")
+    (case / "case.json").write_text(json.dumps({"backbone": place.name, "adapters": adapters.__version__}) + "\n")
+
+
 def write(name: str) -> None:
     """One case: the checkpoint, inputs, and what the library makes of them."""
     kind, config, options = CASES[name]
@@ -174,4 +217,7 @@ if __name__ == "__main__":
     os.chdir(sys.argv[1])  # the library writes down where the backbone is
     for case in CASES:
         write(case)
+        print(case)
+    for case in SETUPS:
+        write_setup(case)
         print(case)

@@ -221,6 +221,10 @@ def adapterhub(folder, _):
     shutil.copytree(ADAPTERHUB / "own-norms", folder, dirs_exist_ok=True)
 
 
+def setup(folder, _):
+    shutil.copytree(ADAPTERHUB / "fuse-dynamic", folder, dirs_exist_ok=True)
+
+
 def bottleneck(folder, _):
     convert(ADAPTERHUB / "own-norms", folder, backbone=ADAPTERHUB / "backbone-bert", overwrite=True)
 
@@ -271,6 +275,12 @@ KINDS = {
     "LoRA's configuration": Kind("adapter_config.json", lora, fuzzing.changed_json, load, inspect),
     "a bottleneck's configuration": Kind(
         "adapter_config.json", bottleneck, fuzzing.changed_json, load_adapterhub, inspect_adapterhub
+    ),
+    "AdapterHub's setup": Kind(
+        "adapter_setup.json", setup, fuzzing.changed_json, load_adapterhub, inspect_adapterhub
+    ),
+    "AdapterHub's fusion": Kind(
+        "one,two/adapter_fusion_config.json", setup, fuzzing.changed_json, load_adapterhub, inspect_adapterhub
     ),
     "AdapterHub's configuration": Kind(
         "adapter_config.json", adapterhub, fuzzing.changed_json, load_adapterhub, inspect_adapterhub

@@ -8,6 +8,8 @@ between: with ``g = h + c``, ``h + c + act(h D + b) U`` is ``g + act(g D + (b - 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -17,7 +19,14 @@ from torch import Tensor, nn
 
 from adakron_export.adapter.bottleneck.config import OPERATOR_ACTIVATIONS
 from adakron_export.adapter.bottleneck.invertible import InvertibleAdapter, InvertibleLayer
-from adakron_export.adapter.bottleneck.layer import Bottleneck, BottleneckLayer, Order, Surroundings, activate
+from adakron_export.adapter.bottleneck.layer import (
+    Bottleneck,
+    BottleneckLayer,
+    Order,
+    Surroundings,
+    activate,
+    composed,
+)
 from adakron_export.adapter.bottleneck.op import bottleneck_adapter
 from adakron_export.adapter.folding import active_adapter, put, shared_memo, with_bias_added, without_dropout
 
@@ -68,23 +77,54 @@ class BottleneckAdapter(nn.Module):
         return self.order.add(delta, residual, self.norm_after)
 
 
+class ComposedAdapters(nn.Module):
+    """A projection followed by several bottlenecks, one after the other, or fused."""
+
+    def __init__(self, layer: BottleneckLayer, names: Sequence[str]) -> None:
+        super().__init__()
+        self.projection, self.around, self.fusion = layer.base_layer, layer.around, layer.fusion
+        self.adapters = [_scaled(layer.adapter(name)) for name in names if name in layer.settings]
+        for index, adapter in enumerate(self.adapters):  # registered, so that they move along
+            for part in ("down", "up", "norm_before", "norm_after", "gate"):
+                self.add_module(f"{part}_{index}", getattr(adapter, part))
+
+    def forward(self, inner: Tensor) -> Tensor:
+        """``[batch, tokens, intermediate]`` to ``[batch, tokens, hidden]``."""
+        hidden = self.projection(inner)
+        stream = self.around.stream.take() if self.around is not None else None
+        return composed(hidden, stream, self.around, self.adapters, self.fusion) if self.adapters else hidden
+
+
+def _scaled(adapter: Bottleneck) -> Bottleneck:
+    """An adapter whose scaling is part of its up-projection."""
+    scale = adapter.scale.detach().double() if isinstance(adapter.scale, Tensor) else adapter.scale
+    up = copy.deepcopy(adapter.up).requires_grad_(requires_grad=False)
+    with torch.no_grad():
+        up.weight.copy_((up.weight.double().T * scale).T)
+        up.bias.copy_(up.bias.double() * scale)
+    return replace(adapter, up=up, scale=1.0, dropout=nn.Identity())
+
+
 def fold_bottlenecks(model: PeftModel, *, biases: bool = True) -> nn.Module:
     """The model without PEFT: scaling and biases folded, dropout gone, one `BottleneckAdapter` per adapter.
 
     Computed in float64 and cast back. The result shares the backbone's storage with ``model``, which stays as it is.
+    Several adapters that are active together, as in a stack or a fusion, stay several small networks.
 
     Args:
         model: The loaded model.
         biases: Whether the biases of up-projections move into those of the projections, where they can.
 
     Raises:
-        ExportError: Not exactly one adapter is active, or a projection is quantised.
+        ExportError: No adapter is active, or a projection is quantised.
     """
-    adapter = active_adapter(model)
-    base = model.get_base_model()
+    base, active = model.get_base_model(), list(model.active_adapters)
+    adapter = active[0] if len(active) > 1 else active_adapter(model)
     folded = copy.deepcopy(base, shared_memo(base))
     for name, module in list(folded.named_modules()):
-        if isinstance(module, BottleneckLayer):
+        if isinstance(module, BottleneckLayer) and len(active) > 1:
+            put(folded, name, ComposedAdapters(module, active))
+        elif isinstance(module, BottleneckLayer):
             put(folded, name, _fold_layer(name, module, adapter, biases=biases))
         elif isinstance(module, InvertibleLayer):
             put(folded, name, _fold_invertible(module, adapter))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -14,6 +14,7 @@ from torch.nn import functional
 from transformers.activations import ACT2FN
 
 from adakron_export.adapter.bottleneck.config import LEARNED, BottleneckConfig
+from adakron_export.adapter.bottleneck.fusion import Fusion
 from adakron_export.adapter.layer import ACTIVATIONS
 from adakron_export.errors import AdapterUseError
 
@@ -149,10 +150,15 @@ class Bottleneck:
     norm_after: nn.LayerNorm | None
     gate: nn.Linear | None
 
+    def projected(self, read: Tensor) -> Tensor:
+        """What comes up again, scaled; all ``[batch, tokens, hidden]``."""
+        normed = read if self.norm_before is None else self.norm_before(read)
+        up: Tensor = self.up(activate(self.activation)(self.down(normed)))
+        return up if isinstance(self.scale, float) and self.scale == 1.0 else up * self.scale
+
     def delta(self, read: Tensor) -> Tensor:
         """What is added, before an own LayerNorm; all ``[batch, tokens, hidden]``."""
-        normed = read if self.norm_before is None else self.norm_before(read)
-        delta = self.dropout(self.up(activate(self.activation)(self.down(normed))) * self.scale)
+        delta = self.dropout(self.projected(read))
         if self.gate is not None:
             delta = delta * torch.sigmoid(self.gate(read)).mean(dim=1, keepdim=True)
         return cast(Tensor, delta)
@@ -194,6 +200,7 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ig
         self.bottleneck_gate, self.bottleneck_dropout = nn.ModuleDict(), nn.ModuleDict()
         self.bottleneck_scaling = nn.ParameterDict()
         self.settings: dict[str, tuple[Order, str, float]] = {}
+        self.fusion: Fusion | None = None
         self._disable_adapters = False
         self._active_adapter: list[str] = []
         self.merged_adapters: list[str] = []
@@ -256,8 +263,32 @@ class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ig
         names = [name for name in self.active_adapters if name in self.settings]
         if self.disable_adapters or not names:
             return hidden
-        norm = self.around.norm[0] if self.around is not None and self.around.norm else None
-        for name in names:
-            adapter = self.adapter(name)
+        return composed(hidden, stream, self.around, [self.adapter(name) for name in names], self.fusion)
+
+
+def composed(
+    hidden: Tensor,
+    stream: Tensor | None,
+    around: Surroundings | None,
+    adapters: Sequence[Bottleneck],
+    fusion: Fusion | None,
+) -> Tensor:
+    """What a projection puts out with its adapters, one after the other, or fused.
+
+    Args:
+        hidden: What the projection puts out itself.
+        stream: The stream that it is added to.
+        around: The rest of the layer.
+        adapters: The active adapters, in their order.
+        fusion: What fuses them.
+    """
+    norm = around.norm[0] if around is not None and around.norm else None
+    last = adapters[-1].order
+    if fusion is not None:
+        read, residual = last.read(hidden, stream, norm)
+        query = hidden if fusion.query_before_ln else read
+        hidden = fusion(query, [adapter.projected(read) for adapter in adapters], residual)
+    else:
+        for adapter in adapters:
             hidden = adapter(*adapter.order.read(hidden, stream, norm))
-        return self.adapter(names[-1]).order.close(hidden, stream, self.around)
+    return last.close(hidden, stream, around)
