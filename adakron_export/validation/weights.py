@@ -315,14 +315,13 @@ def _holds(stored: _Stored, array: Array) -> bool:
     """Whether a constant holds the parameter beside others, column by column."""
     values, width = stored.values, array.shape[-1]
     fits = values.ndim == array.ndim <= 2 and values.shape[:-1] == array.shape[:-1] and values.shape[-1] > width
-    return (
-        fits
-        and stored.step is None
-        and any(
-            _is_like(stored, values[..., start : start + width], None, array)
-            for start in range(values.shape[-1] - width + 1)
-        )
-    )
+    if not fits or stored.step is not None:
+        return False
+    row, others = array.reshape(-1, width)[0], values.reshape(-1, values.shape[-1])[0]
+    peak = int(np.abs(row).argmax())  # where it would have to stand tells most places apart
+    standing = others[peak : len(others) - width + 1 + peak]
+    near = ~_wrong(stored, standing, None, np.full(standing.shape, row[peak], dtype=row.dtype))
+    return any(_is_like(stored, values[..., start : start + width], None, array) for start in np.flatnonzero(near))
 
 
 def _explain_missing(match: _Match, name: str, array: Array) -> None:
