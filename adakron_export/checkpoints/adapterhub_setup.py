@@ -7,7 +7,7 @@ files in the folder itself or in one of the head's name.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -76,7 +76,7 @@ def find_setup(path: Path, _settings: Mapping[str, Any] | None, backbone: str | 
     found = [each for each in weights if each is not None]
     if len(found) < len(weights) or not all((path / name / ADAPTER_CONFIG).is_file() for name in names):
         raise CheckpointError(
-            f"{path}: the weights of an adapter or of the fusion lack; save it with save_adapter_setup()"
+            f"{path}: files of an adapter or of the fusion lack; save all of it with save_adapter_setup()"
         )
     named = backbone or adapter_settings(path / names[0]).get("model_name")
     if not isinstance(named, str) or not named:
@@ -117,17 +117,29 @@ def load_setup(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
     model, new = head.model(checkpoint, load_config(checkpoint), task)
     check_head(checkpoint, new, {*head.tensors})
     _load_head(checkpoint, model, head.tensors)
+    loaded, configs = _with_adapters(checkpoint, model, names)
+    _check_together(checkpoint, configs, fused=fused)
+    loaded.base_model.set_adapter([*configs])
+    if fused:
+        _add_fusion(checkpoint, loaded, ",".join(names))
+    return loaded
+
+
+def _with_adapters(
+    checkpoint: Checkpoint, model: PreTrainedModel, names: Sequence[str]
+) -> tuple[PeftModel, dict[str, BottleneckConfig]]:
+    """The model with all adapters, and their configurations by the names that PEFT has them by."""
     loaded: PeftModel | None = None
     configs: dict[str, BottleneckConfig] = {}
-    inner = [f"part_{index}" for index in range(len(names))]  # PEFT takes not every name
-    for part, name in zip(inner, names, strict=True):
-        config = adapter_settings(path / name)["config"]
+    for index, name in enumerate(names):
+        part, folder = f"part_{index}", checkpoint.path / name  # PEFT takes not every name
+        config = adapter_settings(folder).get("config")
         if not isinstance(config, dict) or config.get("architecture") is not None:
-            raise CheckpointError(f"{path / name / ADAPTER_CONFIG}: is no bottleneck, which setups are exported of")
-        adapter, tensors = bottleneck_adapter_of(path / name, config, model, _adapter_weights(path / name))
+            raise CheckpointError(f"{folder / ADAPTER_CONFIG}: is no bottleneck, which setups are exported of")
+        adapter, tensors = bottleneck_adapter_of(folder, config, model, _adapter_weights(folder))
         adapter.base_model_name_or_path, adapter.inference_mode = checkpoint.backbone, True
-        configs[name] = adapter
-        with told_as(CheckpointError, f"{path / name / ADAPTER_CONFIG} does not fit the backbone"):
+        configs[part] = adapter
+        with told_as(CheckpointError, f"{folder / ADAPTER_CONFIG} does not fit the backbone"):
             if loaded is None:
                 loaded = with_adapter(model, adapter, name=part)
             else:
@@ -137,11 +149,7 @@ def load_setup(checkpoint: Checkpoint, task: Task | None) -> PeftModel:
         check_tensors(checkpoint, expected=expected, found=tensors)
         set_peft_model_state_dict(loaded, tensors, adapter_name=part)
     assert loaded is not None
-    _check_together(checkpoint, configs, fused=fused)
-    loaded.base_model.set_adapter(inner)
-    if fused:
-        _add_fusion(checkpoint, loaded, ",".join(names))
-    return loaded
+    return loaded, configs
 
 
 def _adapter_weights(folder: Path) -> dict[str, Tensor]:

@@ -128,6 +128,13 @@ def test_peft_saves_and_loads_it(tmp_path):
     assert "import adakron_export" in (checkpoint / "README.md").read_text()
 
 
+def test_adapters_stay_in_fp32_on_a_backbone_in_half_precision():
+    settings = {**HOULSBY, "init_weights": False, "r": 8, "ln_before": True, "ln_after": True, "invertible": "nice"}
+    model = get_peft_model(backbone_of("bert").to(torch.bfloat16), BottleneckConfig(**settings)).eval()
+    assert {each.dtype for name, each in model.named_parameters() if "bottleneck_" in name} == {torch.float32}
+    assert answers(model, inputs_of(base_of(model))).dtype is torch.bfloat16
+
+
 def test_unload_gives_the_backbone_back():
     model = tuned(original_ln_after=False)
     inputs = inputs_of(base_of(model))

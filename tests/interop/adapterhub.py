@@ -1,7 +1,7 @@
 """Writes checkpoints with AdapterHub's own library, and what it answers: `python tests/interop/adapterhub.py FOLDER`.
 
-It runs where `adapters` is installed, which needs an older transformers than this package. `tests/adapterhub/` is what
-it wrote with adapters 1.3.0.
+It runs in an environment of its own, with `pip install torch==2.13.0 adapters==1.3.0`, which brings an older
+transformers than this package needs. `tests/adapterhub/` is what it wrote.
 """
 
 from __future__ import annotations

@@ -36,12 +36,12 @@ class InvertibleAdapter(nn.Module):
 
 
 def coupled(embedded: Tensor, parts: dict[str, nn.Linear], activation: str) -> Tensor:
-    """The coupling block, ``[batch, tokens, hidden]`` to the same."""
-    first = embedded.shape[-1] // 2
-    x1, x2 = embedded[..., :first], embedded[..., first:]
+    """The coupling block, ``[batch, tokens, hidden]`` to the same; it computes in its own dtype."""
+    first, own = embedded.shape[-1] // 2, embedded.to(parts["f_in"].weight.dtype)
+    x1, x2 = own[..., :first], own[..., first:]
     y1 = x1 + parts["f_out"](activate(activation)(parts["f_in"](x2)))
     y2 = x2 + parts["g_out"](activate(activation)(parts["g_in"](y1)))
-    return torch.cat((y1, y2), dim=-1)
+    return torch.cat((y1, y2), dim=-1).to(embedded.dtype)
 
 
 class InvertibleLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignore]

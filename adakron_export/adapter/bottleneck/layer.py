@@ -104,7 +104,6 @@ class Order:
         self.norm_after = config.original_ln_after
         self.residual = config.residual_before_ln
         self.residual_inside = config.adapter_residual_before_ln and not config.parallel
-        self.needs_stream = config.reads_stream
 
     def read(self, hidden: Tensor, stream: Tensor | None, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
         """What an adapter reads, and what it is added to."""
@@ -164,8 +163,10 @@ class Bottleneck:
         return cast(Tensor, delta)
 
     def __call__(self, read: Tensor, residual: Tensor) -> Tensor:
-        """What the adapter makes of what it reads and what it is added to."""
-        return self.order.add(self.delta(read), residual, self.norm_after)
+        """What the adapter makes of what it reads and what it is added to; it computes in its own dtype."""
+        own = self.down.weight.dtype
+        out = self.order.add(self.delta(read.to(own)), residual.to(own), self.norm_after)
+        return out.to(residual.dtype)
 
 
 class BottleneckLayer(nn.Module, BaseTunerLayer):  # type: ignore[misc,unused-ignore]
