@@ -179,7 +179,7 @@ def checked_width(width: float, name: str) -> int:
     """The width that a factor leads to, at least 1.
 
     Raises:
-        AdapterConfigError: It is wider than any adapter.
+        AdapterConfigError: The width is that of no adapter.
     """
     if width > _WIDEST:
         raise AdapterConfigError(f"{name} leads to a width of {width:.3g}; at most {_WIDEST} is taken")
