@@ -47,7 +47,8 @@ def _print_adapters(adapters: Any) -> None:
 
 
 def _settings_of(settings: dict[str, Any]) -> str:
-    return ", ".join(f"{key} {value}" for key, value in settings.items() if key != "kind") or "none"
+    shown = {key: " and ".join(value) if key == "adapters" else value for key, value in settings.items()}
+    return ", ".join(f"{key} {value}" for key, value in shown.items() if key != "kind") or "none"
 
 
 def _print_checkpoint(info: Any) -> None:

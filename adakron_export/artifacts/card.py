@@ -75,8 +75,13 @@ def _adapters(manifest: Manifest) -> str:
     settings = ", ".join(
         f"{name}={value}"
         for name, value in adapter.items()
-        if isinstance(value, int | float | str) and name not in ("kind", "peft_type")
+        if isinstance(value, int | float | str) and name not in ("kind", "peft_type", "target_modules")
     )
+    if "setup" in adapter:
+        together = "fused" if adapter["setup"] == "Fuse" else "stacked"
+        return f" with the bottleneck adapters {first_few(adapter['adapters'], 8)}, {together}"
+    if adapter["peft_type"] == "BOTTLENECK":
+        return f" with bottleneck adapters ({settings}) folded in"
     return f" with a {adapter['peft_type']} adapter ({settings}) merged in"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adakron_export import Subject, convert, export_onnx, fold, inspect, load_model, open_runner
+from adakron_export import ExportSettings, Subject, convert, export_onnx, fold, inspect, load_model, open_runner
 from adakron_export.checkpoints.finding import find_checkpoint
 from adakron_export.checkpoints.kinds import base_of
 from adakron_export.errors import AdaKronError, BackboneError, CheckpointError
@@ -83,6 +83,19 @@ def test_a_converted_checkpoint_is_a_peft_folder_that_answers_the_same(name, tmp
     check_answers(base_of(load_model(folder)), name)
     with pytest.raises(CheckpointError, match="PEFT checkpoint already; there is nothing to convert"):
         convert(folder, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("fuse-dynamic", "with the bottleneck adapters one, two, fused"),
+        ("houlsby", "(reduction_factor=2.0, activation=silu, position=both, original_ln_before=False) folded in"),
+        ("lora", "with a LORA adapter (r=4, lora_alpha=16.0) merged in"),
+    ],
+)
+def test_the_card_says_what_was_exported(name, words, tmp_path):
+    export_onnx(subject(name), tmp_path / "out", settings=ExportSettings(validate=False))
+    assert words in " ".join((tmp_path / "out" / "README.md").read_text().split())
 
 
 def test_labels_come_from_the_head():
