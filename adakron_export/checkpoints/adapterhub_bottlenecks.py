@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ from adakron_export.adapter.bottleneck.config import BottleneckConfig, Position
 from adakron_export.adapter.bottleneck.tuner import PREFIX
 from adakron_export.adapter.tuner import layer_index
 from adakron_export.backbones.table import backbone_row
+from adakron_export.checkpoints.adapterhub_settings import settings_as
 from adakron_export.checkpoints.checkpoint import ADAPTER_CONFIG
 from adakron_export.errors import AdapterConfigError, CheckpointError, first_few
-from adakron_export.files.records import record_of
 
 _TRAINING = {  # which change nothing of a trained adapter
     "dropout", "init_weights", "init_weights_seed", "learn_phm", "hypercomplex_nonlinearity", "phm_c_init",
@@ -40,7 +40,6 @@ _COUPLING = {"F.0": "f_in", "F.2": "f_out", "G.0": "g_in", "G.2": "g_out"}
 _INVERTIBLE = re.compile(r"(.*\.)?invertible_adapters\.[^.]+\.(?P<part>[FG]\.[02])\.(?P<kind>weight|bias)")
 _LARGEST = 2**27  # numbers of a weight that is multiplied out
 _ENDS = ("left", "right")
-_IGNORED = {"architecture"}
 _ADAPTER = re.compile(r"(?P<layer>.*?\.\d+)\.(?P<where>[\w.]+)\.adapters\.(?P<name>[^.]+)\.(?P<part>.+)")
 _SHARED = re.compile(r"(.*\.)?shared_parameters\.(?P<name>[^.]+)\.(?P<part>\w+)")
 
@@ -88,21 +87,11 @@ def bottleneck_settings(path: Path, config: Mapping[str, Any]) -> BottleneckSett
     Raises:
         CheckpointError: The method is another one, or a setting is not known or impossible.
     """
-    file = path / ADAPTER_CONFIG
-    refused = next((name for name in _REFUSED if config.get(name)), None)
-    if refused is not None:
-        raise CheckpointError(f"{file}: {refused} asks for {_REFUSED[refused]}, which are not exported")
-    known = {row.name for row in fields(BottleneckSettings)}
-    unknown = sorted(config.keys() - {*known, *_TRAINING, *_REFUSED, *_IGNORED})
-    if unknown:
-        raise CheckpointError(f"{file}: {first_few(unknown)} is no setting that is known; a newer release saved it")
-    given = {key: value for key, value in config.items() if key in known and value is not None}
-    try:
-        found = record_of(given, BottleneckSettings)
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not readable ({error})") from error
+    found = settings_as(BottleneckSettings, path, config, refused=_REFUSED, ignored={*_TRAINING, "architecture"})
     if not found.mh_adapter and not found.output_adapter:
-        raise CheckpointError(f"{file}: neither mh_adapter nor output_adapter is set, so there is no adapter")
+        raise CheckpointError(
+            f"{path / ADAPTER_CONFIG}: neither mh_adapter nor output_adapter is set, so there is no adapter"
+        )
     _config_of(path, found)
     return found
 

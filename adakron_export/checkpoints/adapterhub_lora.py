@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -16,9 +16,8 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from adakron_export.adapter.tuner import layer_index
-from adakron_export.checkpoints.checkpoint import ADAPTER_CONFIG
-from adakron_export.errors import CheckpointError, first_few
-from adakron_export.files.records import record_of
+from adakron_export.checkpoints.adapterhub_settings import settings_as
+from adakron_export.errors import CheckpointError
 
 _TRAINING = {"dropout", "init_weights", "init_weights_seed"}  # which change nothing of a trained adapter
 _REFUSED = {
@@ -52,21 +51,7 @@ def lora_settings(path: Path, config: Mapping[str, Any]) -> LoraSettings:
     Raises:
         CheckpointError: A setting is not known or impossible.
     """
-    file, known = path / ADAPTER_CONFIG, {row.name for row in fields(LoraSettings)}
-    refused = next((name for name in _REFUSED if config.get(name) not in (None, False)), None)
-    if refused is not None:
-        raise CheckpointError(
-            f"{file}: {refused} asks for {_REFUSED[refused]}, which is not exported from such a file"
-        )
-    unknown = sorted(config.keys() - {*known, *_TRAINING, *_REFUSED})
-    if unknown:
-        raise CheckpointError(f"{file}: {first_few(unknown)} is no setting that is known; a newer release saved it")
-    try:
-        return record_of(
-            {key: value for key, value in config.items() if key in known and value is not None}, LoraSettings
-        )
-    except ValueError as error:
-        raise CheckpointError(f"{file}: not readable ({error})") from error
+    return settings_as(LoraSettings, path, config, refused=_REFUSED, ignored=_TRAINING)
 
 
 def lora_adapter_of(

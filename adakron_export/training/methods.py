@@ -46,7 +46,7 @@ def _bottleneck(recipe: Recipe, common: dict[str, Any]) -> PeftConfig:
         parallel=recipe.parallel,
         activation=recipe.activation,
         scaling=recipe.scaling,
-        original_ln_before=recipe.original_ln_before and not recipe.parallel,
+        original_ln_before=recipe.original_ln_before,
         **common,
     )
 

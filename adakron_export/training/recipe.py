@@ -139,6 +139,8 @@ class Recipe(DataSettings):
             for name in names if method != self.method else ():
                 if getattr(self, name) != defaults[name]:
                     raise TrainingError(f"{name} is for {method}, and the method is {self.method}; leave it out")
+        if self.r is not None and self.reduction_factor != defaults["reduction_factor"]:
+            raise TrainingError("r and reduction_factor both say how wide a bottleneck is; leave one of them out")
 
     def layer_indices(self) -> list[int] | None:
         """The layers that get an adapter, counted from 0; ``None`` is all of them."""
@@ -158,7 +160,15 @@ class Recipe(DataSettings):
 
 
 _MOST_LAYERS = 1024
-_LEARNING = ("epochs", "learning_rate", "head_learning_rate", "norm_learning_rate", "pooler_scale")
+_LEARNING = (
+    "epochs",
+    "learning_rate",
+    "head_learning_rate",
+    "norm_learning_rate",
+    "pooler_scale",
+    "scaling",
+    "lora_alpha",
+)
 _LARGEST_RECIPE = 2**20  # bytes
 
 

@@ -13,6 +13,7 @@ from adakron_export.checkpoints.finding import find_checkpoint
 from adakron_export.checkpoints.loading import load_checkpoint
 from adakron_export.errors import CheckpointError, ExportError
 from adakron_export.tasks import peft_task_type
+from conftest import ROOT
 from tiny import NATURAL_TASK, backbone_of, inputs_of
 
 _ATTENTION = {"target_modules": ["query", "value"]}
@@ -109,6 +110,7 @@ def check_merged(checkpoint, *, atol=1e-5):
 def test_every_method_of_peft_is_taken_or_refused():
     """A new release of PEFT with a method that nobody looked at shows up here."""
     assert {method.value for method in PeftType} == {*MERGED, *REFUSED}
+    assert f"LoRA and {len(MERGED) - 1} other methods of PEFT" in (ROOT / "README.md").read_text()
 
 
 @pytest.mark.parametrize("method", MERGED)

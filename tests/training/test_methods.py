@@ -74,6 +74,9 @@ def test_peft_alone_loads_what_lora_trained(backbone, data, tmp_path):
         ({"method": "lora", "k": 8}, "k is for adakron, and the method is lora; leave it out"),
         ({"method": "bottleneck", "lora_alpha": 8.0}, "lora_alpha is for lora, and the method is bottleneck"),
         ({"parallel": True}, "parallel is for bottleneck, and the method is adakron"),
+        ({"method": "bottleneck", "r": 8, "reduction_factor": 4.0}, "both say how wide a bottleneck is"),
+        ({"method": "lora", "lora_alpha": 0.0}, "lora_alpha is 0, and nothing would be learned"),
+        ({"method": "bottleneck", "scaling": 0.0}, "scaling is 0, and nothing would be learned"),
         ({"method": "prefix"}, "method is 'prefix'"),
     ],
 )
