@@ -26,7 +26,7 @@ _OF_LIMITS = ("atol", "rtol", "cosine", "top1", "kl")
 def bank() -> None:
     """Serve many adapters from one graph.
 
-    A bank is an artifact whose adapters are inputs of its graph: each row of a batch names its own.
+    A bank is an artifact whose AdaKron adapters are inputs of its graph: each row of a batch names its own.
     """
 
 
