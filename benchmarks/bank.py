@@ -4,6 +4,7 @@ Run as `python benchmarks/bank.py -o benchmarks/results/bank.json`. Every side r
 sides take turns, round by round; a ratio is the median over the rounds.
 
 - `latency`: BERT-base (random weights), one adapter and mixed rows, over the artifact of one adapter.
+- `kinds`: the same with LoRA in queries and values, whose artifact of one adapter is merged, and with bottlenecks.
 - `order`: BERT-base, rows sorted by adapter and rows of one adapter, over rows as they come.
 - `memory`: BERT-base with many adapters: what the process has resident, over the backbone and the adapters' bytes.
 - `stream`: MiniLM, 16 adapters drawn by a Zipf law, one bank beside an artifact for each: memory, disk, requests a
@@ -95,6 +96,30 @@ def latency(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
     paths = exported(folder, checkpoints, options.target)
     wanted = [(kind, shape) for kind, shapes in SHAPES.items() for shape in shapes]
     return {"openings": options.openings, "rows": compared(paths, wanted, named_for, options)}
+
+
+def kinds(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Ratios of banks of other adapters to the artifact of one."""
+    from peft import LoraConfig
+
+    from adakron_export import BottleneckConfig
+
+    configs = {
+        "LoRA r=8": partial(LoraConfig, r=8, init_lora_weights=False, target_modules=["query", "value"]),
+        "Pfeiffer 1/16": partial(BottleneckConfig, reduction_factor=16, init_weights=False),
+        "Houlsby 1/16": partial(
+            BottleneckConfig, reduction_factor=16, position="both", original_ln_before=False, init_weights=False
+        ),
+    }
+    wanted = [("mixed", shape) for shape in SHAPES["mixed"]] + [("one", (1, 16)), ("one", (1, 128))]
+    backbone, found = bert_base(folder), {}
+    for name, config in configs.items():
+        place = folder / name.replace("/", "-")
+        paths = exported(place, made(place, backbone, ADAPTERS, config), options.target)
+        found[name] = compared(paths, wanted, named_for, options)
+        print(name, json.dumps(found[name], indent=2))
+        shutil.rmtree(place)
+    return {"openings": options.openings, "rows": found}
 
 
 def named_for(kind: str, texts: int) -> tuple[Any, Any]:
@@ -214,7 +239,8 @@ def many(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], dict[str, Any]]] = {
-    "latency": latency, "order": order, "memory": memory, "stream": stream, "changes": changes, "many": many,
+    "latency": latency, "kinds": kinds, "order": order, "memory": memory, "stream": stream, "changes": changes,
+    "many": many,
 }  # fmt: skip
 
 
@@ -349,21 +375,20 @@ def bert_base(folder: Path) -> Path:
     return folder / "backbone"
 
 
-def made(folder: Path, backbone: Path, count: int) -> dict[str, Path]:
-    """Checkpoints with random adapters, r=48 and k=4."""
+def made(folder: Path, backbone: Path, count: int, method: Callable[..., Any] | None = None) -> dict[str, Path]:
+    """Checkpoints with random adapters; of AdaKron with r=48 and k=4 where no method is named."""
     import torch
     from peft import get_peft_model
     from transformers import AutoModelForSequenceClassification
 
     from adakron_export import AdaKronConfig
 
-    found = {}
+    found, method = {}, method or partial(AdaKronConfig, r=48, k=4, init_weights=False)
     for index in range(count):
         torch.manual_seed(index)
         model = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=2)
-        config = AdaKronConfig(r=48, k=4, task_type="SEQ_CLS", init_weights=False)
         path = folder / "checkpoints" / f"adapter-{index}"
-        tuned = get_peft_model(model, config)
+        tuned = get_peft_model(model, method(task_type="SEQ_CLS"))
         tuned.peft_config["default"].base_model_name_or_path = str(backbone)
         tuned.save_pretrained(str(path))
         found[path.name] = path

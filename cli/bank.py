@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,8 @@ _OF_LIMITS = ("atol", "rtol", "cosine", "top1", "kl")
 def bank() -> None:
     """Serve many adapters from one graph.
 
-    A bank is an artifact whose AdaKron adapters are inputs of its graph: each row of a batch names its own.
+    A bank is an artifact whose adapters are inputs of its graph: each row of a batch names its own. It holds AdaKron
+    adapters, bottlenecks or LoRA, one kind at a time.
     """
 
 
@@ -109,11 +111,20 @@ def list_(artifact: str, *, as_json: bool) -> None:
         return
     width = max(len(row.name) for row in rows)
     for row in rows:
-        widths = f"r {row.settings['r']}, k {row.settings['k']}" if row.settings else "the bare backbone"
         proof = "not validated" if row.max_abs_error is None else f"error {row.max_abs_error:.1e}"
         labels = one_line(", ".join(row.labels[:6])) + (", ..." if len(row.labels) > 6 else "")
         sizes = f"{options.size(row.size_bytes)} ({options.size(row.stacked_bytes)} in the stacks)"
-        echo(f"{row.id:>3}  {row.name:<{width}}  {widths:<18}{sizes:<34}{proof:<16}{labels}")
+        echo(f"{row.id:>3}  {row.name:<{width}}  {_width(row.settings):<18}{sizes:<34}{proof:<16}{labels}")
+
+
+def _width(settings: Mapping[str, Any]) -> str:
+    """How wide an adapter is, as its own configuration says it."""
+    if not settings:
+        return "the bare backbone"
+    if settings.get("r") is not None:
+        return f"r {settings['r']}" + (f", k {settings['k']}" if "k" in settings else "")
+    factor = settings.get("reduction_factor", 16)
+    return "widths by layer" if isinstance(factor, dict) else f"1/{factor:g} wide"
 
 
 @bank.command()

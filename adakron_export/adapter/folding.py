@@ -64,7 +64,7 @@ class KronAdapter(nn.Module):
         return adapted if projected.dim() > 2 else adapted.squeeze(0)
 
 
-def fold(model: PeftModel, *, biases: bool = True) -> nn.Module:
+def fold(model: PeftModel) -> nn.Module:
     """The model without PEFT: soups merged, biases folded, dropout gone, one `KronAdapter` per adapter.
 
     Computed in float64 and cast back. The result shares the backbone's storage with ``model``, which stays
@@ -72,8 +72,6 @@ def fold(model: PeftModel, *, biases: bool = True) -> nn.Module:
 
     Args:
         model: The loaded model.
-        biases: Whether the biases of up-projections move into those of the projections. Without, they are left out:
-            whoever reads the graph adds `folded_weights`' own ``up_bias`` before each adapter.
 
     Raises:
         ExportError: Not exactly one adapter is active, or a projection is quantised.
@@ -83,7 +81,7 @@ def fold(model: PeftModel, *, biases: bool = True) -> nn.Module:
     folded = copy.deepcopy(base, shared_memo(base))
     for name, module in list(folded.named_modules()):
         if isinstance(module, AdaKronLayer):
-            put(folded, name, _fold_layer(name, module, adapter, biases=biases))
+            put(folded, name, _fold_layer(name, module, adapter))
         elif isinstance(module, ModulesToSaveWrapper):
             put(folded, name, module.modules_to_save[adapter])
     return without_dropout(cast(nn.Module, folded))
@@ -107,36 +105,6 @@ def without_dropout(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Dropout):
             put(model, name, nn.Identity())
     return model.eval()
-
-
-def adapter_tensors(model: PeftModel) -> dict[str, Tensor]:
-    """All that an adapter changes of its backbone, in float32, by the names that modules have in the folded model.
-
-    Returns:
-        `folded_weights` of each of its layers, and the parameters of the modules that PEFT saves with it.
-
-    Raises:
-        ExportError: Not exactly one adapter is active.
-    """
-    adapter = active_adapter(model)
-    found: dict[str, Tensor] = {}
-    for name, module in model.get_base_model().named_modules():
-        if isinstance(module, AdaKronLayer) and adapter in module.settings:
-            found |= {f"{name}.{part}": tensor for part, tensor in folded_weights(module, adapter).items()}
-        elif isinstance(module, ModulesToSaveWrapper):
-            own = module.modules_to_save[adapter]
-            found |= {f"{name}.{part}": tensor.detach() for part, tensor in own.named_parameters()}
-    return {name: tensor.float().contiguous() for name, tensor in found.items()}
-
-
-def saved_modules(model: PeftModel) -> dict[str, nn.Module]:
-    """The modules that PEFT saves with the active adapter, by the names that they have in the folded model."""
-    adapter = active_adapter(model)
-    return {
-        name: module.modules_to_save[adapter]
-        for name, module in model.get_base_model().named_modules()
-        if isinstance(module, ModulesToSaveWrapper)
-    }
 
 
 def active_adapter(model: PeftModel) -> str:
@@ -185,12 +153,11 @@ def folded_weights(layer: AdaKronLayer, adapter: str) -> dict[str, Tensor]:
     return {name: tensor.detach() for name, tensor in weights.items()}
 
 
-def _fold_layer(name: str, layer: AdaKronLayer, adapter: str, *, biases: bool) -> nn.Module:
+def _fold_layer(name: str, layer: AdaKronLayer, adapter: str) -> nn.Module:
     if adapter not in layer.settings:  # layers_to_transform of this adapter leaves the layer alone
         return layer.get_base_layer()
     weights = folded_weights(layer, adapter)
-    up_bias = weights.pop("up_bias")
-    projection = with_bias_added(name, layer.base_layer, up_bias if biases else None)
+    projection = with_bias_added(name, layer.base_layer, weights.pop("up_bias"))
     dtype = cast(Tensor, projection.weight).dtype
     order, activation = layer.settings[adapter]
     return KronAdapter(

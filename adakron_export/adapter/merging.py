@@ -30,7 +30,7 @@ UNMERGEABLE = {
 }
 
 
-def merge(model: PeftModel, *, biases: bool = True) -> nn.Module:
+def merge(model: PeftModel) -> nn.Module:
     """The model without PEFT: the active adapter merged into the weights, dropout gone.
 
     Computed in float64 and cast back. What no adapter touches shares its storage with ``model``, which stays as it is.
@@ -39,7 +39,6 @@ def merge(model: PeftModel, *, biases: bool = True) -> nn.Module:
 
     Args:
         model: The loaded model.
-        biases: An option of other kinds; here nothing is left to move.
 
     Raises:
         ExportError: Not exactly one adapter is active, or its method does not merge.

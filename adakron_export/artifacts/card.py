@@ -65,7 +65,8 @@ def _tags(manifest: Manifest) -> tuple[str, ...]:
 def _adapters(manifest: Manifest) -> str:
     if manifest.bank is not None:
         names = [name for name in manifest.bank.adapters if name != BASE]
-        return f" with a bank of {len(names)} AdaKron adapters ({first_few([f'`{name}`' for name in names], 8)})"
+        kind = {"adakron": "AdaKron", "bottleneck": "bottleneck", "lora": "LoRA"}[manifest.bank.layout.kind]
+        return f" with a bank of {len(names)} {kind} adapters ({first_few([f'`{name}`' for name in names], 8)})"
     adapter = manifest.adapter
     if adapter.get("kind") == NO_ADAPTER:
         return ""

@@ -54,7 +54,7 @@ class AdapterKind:
     recognises: Callable[[Path, Settings], bool]
     find: Callable[[Path, Settings, str | None], Checkpoint]
     load: Callable[[Checkpoint, Task | None], PeftModel | PreTrainedModel]
-    fold: Callable[..., nn.Module]
+    fold: Callable[[Any], nn.Module]
     describe: Callable[[Loaded], dict[str, Any]]
 
 
@@ -96,9 +96,9 @@ class Loaded:
         assert isinstance(self.model, PeftModel)
         return self.model
 
-    def fold(self, *, biases: bool = True) -> nn.Module:
+    def fold(self) -> nn.Module:
         """As a static module; see `fold`."""
-        return self.kind.fold(self.model, biases=biases)
+        return self.kind.fold(self.model)
 
     def describe(self) -> dict[str, Any]:
         """What the manifest says of the adapter."""
@@ -122,14 +122,13 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return cast(PreTrainedModel, model.get_base_model() if isinstance(model, PeftModel) else model)
 
 
-def fold(model: nn.Module, *, biases: bool = True) -> nn.Module:
+def fold(model: nn.Module) -> nn.Module:
     """A loaded model as a static module: its adapter folded or merged, its dropout gone, nothing of PEFT left.
 
     Computed in float64 and cast back. What no adapter changes shares its storage with ``model``, which stays as it is.
 
     Args:
         model: What `load_model` returned, or any `PeftModel` of a method that can be exported.
-        biases: Whether the biases of AdaKron's up-projections move into those of the projections.
 
     Raises:
         ExportError: Not exactly one adapter is active, or it cannot be folded.
@@ -137,7 +136,7 @@ def fold(model: nn.Module, *, biases: bool = True) -> nn.Module:
     if not isinstance(model, PeftModel):
         return fold_plain(model)
     own = {PEFT_TYPE: "adakron", BOTTLENECK: "bottleneck"}
-    return KINDS[own.get(model.active_peft_config.peft_type, "peft")].fold(model, biases=biases)
+    return KINDS[own.get(model.active_peft_config.peft_type, "peft")].fold(model)
 
 
 def _describe_adakron(loaded: Loaded) -> dict[str, Any]:

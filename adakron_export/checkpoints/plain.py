@@ -42,6 +42,6 @@ def load_plain(checkpoint: Checkpoint, task: Task | None) -> PreTrainedModel:
     return model
 
 
-def fold_plain(model: nn.Module, *, biases: bool = True) -> nn.Module:
+def fold_plain(model: nn.Module) -> nn.Module:
     """The model without its dropout; it shares the storage of ``model``."""
     return static_copy(cast(PreTrainedModel, model))

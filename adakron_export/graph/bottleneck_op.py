@@ -1,4 +1,4 @@
-"""`adakron::BottleneckAdapter`, version 1: the operator, and its body in standard operators.
+"""`adakron::BottleneckAdapter`, version 1, and that of a bank: the operators, and their bodies in standard ones.
 
 docs/reference/bottleneck_adapter.md is its specification.
 """
@@ -6,19 +6,30 @@ docs/reference/bottleneck_adapter.md is its specification.
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import onnx
 import onnx.defs
 import onnx_ir as ir
 from onnx.defs import OpSchema
 
-from adakron_export.graph.kron_op import DOMAIN, VERSION, activation_body
+from adakron_export.graph.kron_op import (
+    DOMAIN,
+    VERSION,
+    activation_body,
+    bank_inputs,
+    chosen_activation,
+    gathered,
+)
 
 OP_TYPE = "BottleneckAdapter"
 INPUTS = ("X", "R", "D", "B", "U", "C")
 OUTPUT = "Y"
+BANK_OP_TYPE = "BottleneckAdapterBank"
+BANK_INPUTS = ("X", "R", "IDS", "D", "U")
+BIAS_INPUT = "B"  # of bottlenecks; LoRA has none
 _DOCS = (
-    "[batch, tokens, hidden]", "[batch, tokens, hidden]", "[hidden, width]", "[width]", "[width, hidden]", "[hidden]",
+    "[batch, tokens, reads]", "[batch, tokens, hidden]", "[reads, width]", "[width]", "[width, hidden]", "[hidden]",
 )  # fmt: skip
 
 
@@ -49,6 +60,40 @@ def bottleneck_function(activation: str, *, opset: int, has_bias: bool) -> ir.Fu
     """The operator's function, to be carried by a model; arguments as for `body_text`."""
     proto = onnx.parser.parse_function(body_text(activation, opset=opset, has_bias=has_bias))
     return ir.serde.deserialize_function(proto)
+
+
+def bank_body_text(
+    activations: Sequence[str], *, opset: int, has_bias: bool, casts: bool = False
+) -> str:  # fmt: skip
+    """The body of the operator of a bank, which computes with the weights of each row's own adapter.
+
+    Args:
+        activations: Those to compute; with several, ``CODE`` says by row which counts.
+        opset: Version of the standard operators it is written in.
+        has_bias: Whether the down-projection has one.
+        casts: Whether the stacks are in another dtype than ``X``.
+    """
+    inputs = bank_inputs([*BANK_INPUTS, *([BIAS_INPUT] if has_bias else [])], activations)
+    biased = f"{gathered(BIAS_INPUT, casts=casts)} P = Add (down, {BIAS_INPUT}_rows)"
+    return f"""
+        <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
+        {BANK_OP_TYPE} <activations: string = "{" ".join(activations)}"> ({inputs}) => ({OUTPUT})
+        {{
+            {gathered("D", casts=casts)}
+            {"down" if has_bias else "P"} = MatMul (X, D_rows)
+            {biased if has_bias else ""}
+            {chosen_activation(activations, opset, casts=casts)}
+            {gathered("U", casts=casts)}
+            delta = MatMul (Z, U_rows)
+            {OUTPUT} = Add (R, delta)
+        }}
+    """
+
+
+def bank_function(activations: Sequence[str], *, opset: int, has_bias: bool, casts: bool) -> ir.Function:
+    """The function of a bank's operator, to be carried by a model; arguments as for `bank_body_text`."""
+    text = bank_body_text(activations, opset=opset, has_bias=has_bias, casts=casts)
+    return ir.serde.deserialize_function(onnx.parser.parse_function(text))
 
 
 @functools.cache

@@ -120,15 +120,15 @@ def bank_body_text(a1: int, k: int, activations: Sequence[str], *, opset: int, c
         opset: Version of the standard operators it is written in.
         casts: Whether the stacks are in another dtype than ``X``.
     """
-    inputs = ", ".join([*BANK_INPUTS, *([CODE_INPUT] if len(activations) > 1 else [])])
+    inputs = bank_inputs(BANK_INPUTS, activations)
     attributes = f'k: int = {k}, activations: string = "{" ".join(activations)}"'
     return f"""
         <domain: "{DOMAIN}", opset_import: ["" : {opset}]>
         {BANK_OP_TYPE} <{attributes}> ({inputs}) => ({OUTPUT})
         {{
-            {_gathered("A", casts=casts)}
+            {gathered("A", casts=casts)}
             m = MatMul (X, A_rows)
-            {_gathered("B", casts=casts)}
+            {gathered("B", casts=casts)}
             both = Add (m, B_rows)
             sizes = Constant <value_ints = [{k}, {a1}]> ()
             a2, a1 = Split <axis = -1> (both, sizes)
@@ -139,27 +139,32 @@ def bank_body_text(a1: int, k: int, activations: Sequence[str], *, opset: int, c
             outer = Mul (column, row)
             flat = Constant <value_ints = [0, 0, -1]> ()
             P = Reshape (outer, flat)
-            {_chosen_activation(activations, opset, casts=casts)}
-            {_gathered("U", casts=casts)}
+            {chosen_activation(activations, opset, casts=casts)}
+            {gathered("U", casts=casts)}
             delta = MatMul (Z, U_rows)
             {OUTPUT} = Add (X, delta)
         }}
     """
 
 
-def _gathered(stack: str, *, casts: bool) -> str:
+def bank_inputs(names: Sequence[str], activations: Sequence[str]) -> str:
+    """The inputs of a bank's operator, one of which says by row which of several activations counts."""
+    return ", ".join([*names, *([CODE_INPUT] if len(activations) > 1 else [])])
+
+
+def gathered(stack: str, *, casts: bool) -> str:
     """Lines that write the rows of a stack, as ``STACK_rows``."""
     if not casts:
         return f"{stack}_rows = Gather <axis = 0> ({stack}, IDS)"
     return f"{stack}_wide = Gather <axis = 0> ({stack}, IDS) {stack}_rows = CastLike ({stack}_wide, X)"
 
 
-def _chosen_activation(activations: Sequence[str], opset: int, *, casts: bool) -> str:
+def chosen_activation(activations: Sequence[str], opset: int, *, casts: bool) -> str:
     """Lines that read P, and CODE where there are several, and write Z."""
     if len(activations) == 1:
         return activation_body(activations[0], opset)
     shares = ", ".join(f"share_{index}" for index in range(len(activations)))
-    lines = [_gathered(CODE_INPUT, casts=casts)]
+    lines = [gathered(CODE_INPUT, casts=casts)]
     lines.append(f"{shares} = Split <axis = -1, num_outputs = {len(activations)}> ({CODE_INPUT}_rows)")
     total = ""
     for index, activation in enumerate(activations):  # each is 0 at 0, and is that where its share is 0

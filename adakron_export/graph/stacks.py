@@ -2,7 +2,7 @@
 
 Adapters of other widths, orders and numbers of labels lie in the same stacks, and compute the same numbers:
 
-- A narrower product is padded with zeros. ``activation(0)`` is 0 for every activation, and the rows of the
+- A narrower adapter is padded with zeros. ``activation(0)`` is 0 for every activation, and the rows of the
   up-projection that would read it are zero too.
 - ``a1 (x) a2`` has the numbers of ``a2 (x) a1`` in another order: the rows of the up-projection take that order.
 - A head with fewer labels gets more, whose logits are `NO_LABEL`.
@@ -12,43 +12,86 @@ Adapters of other widths, orders and numbers of labels lie in the same stacks, a
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adakron_export.errors import ArtifactError
-from adakron_export.graph.layout import CODES, BankLayout, Head, Place
+from adakron_export.graph.layout import CODES, BankLayout, Form, Head, Kind, Place
 
 Array = NDArray[Any]
 NO_LABEL = -10_000.0  # finite in half precision, and no softmax sees it
-ADAPTER_TENSORS = ("a1_weight", "a1_bias", "a2_weight", "a2_bias", "up_weight", "up_bias")
+_TENSORS = {
+    "adakron": ("a1_weight", "a1_bias", "a2_weight", "a2_bias", "up_weight", "up_bias"),
+    "bottleneck": ("down_weight", "down_bias", "up_weight", "up_bias"),
+    "lora": ("down_weight", "up_weight"),
+}
 
 
-def rows_of(layout: BankLayout, tensors: Mapping[str, Array], *, order: str, activation: str) -> dict[str, Array]:
+@dataclass(frozen=True, slots=True)
+class AdapterWeights:
+    """What one adapter changes of its backbone.
+
+    Attributes:
+        kind: What it is.
+        tensors: Its weights, float32, as ``MODULE.NAME``: at each place those of `_TENSORS`, and weights and biases of
+            heads. Weights of adapters are ``[in, out]``, those of heads are as PyTorch has them.
+        activation: What is applied between down and up; ``None`` where there are no adapters.
+        order: Order of AdaKron's Kronecker product.
+        form: How a bottleneck sits in its layer.
+        head_form: What is fixed of a head of AdapterHub's.
+    """
+
+    kind: Kind
+    tensors: Mapping[str, Array] = field(default_factory=dict)
+    activation: str | None = None
+    order: str = "a2_a1"
+    form: Form = field(default_factory=Form)
+    head_form: str = ""
+
+    def at(self, module: str) -> dict[str, Array]:
+        """The weights of one place, by their own names; empty where there is no adapter."""
+        names = {name: f"{module}.{name}" for name in _TENSORS[self.kind]}
+        return {name: self.tensors[full] for name, full in names.items() if full in self.tensors}
+
+    @property
+    def places(self) -> tuple[Place, ...]:
+        """Where it has weights."""
+        modules = [name.removesuffix(".up_weight") for name in self.tensors if name.endswith(".up_weight")]
+        down = "a1_weight" if self.kind == "adakron" else "down_weight"
+        return tuple(
+            Place(module, len(self.tensors[f"{module}.{down}"]), self.tensors[f"{module}.up_weight"].shape[1])
+            for module in modules
+        )
+
+    @property
+    def widths(self) -> tuple[int, int]:
+        """The largest width, and the largest k, of its places; see `BankLayout`."""
+        found = [_widths(self.kind, place, self.at(place.module)) for place in self.places]
+        return max((width for width, _ in found), default=1), max((k for _, k in found), default=1)
+
+
+def rows_of(layout: BankLayout, weights: AdapterWeights) -> dict[str, Array]:
     """One adapter's rows, by the names of the stacks.
 
     Args:
         layout: What the graph takes.
-        tensors: `ADAPTER_TENSORS` by place, and weights and biases by head, as ``MODULE.NAME``.
-        order: Order of the Kronecker product.
-        activation: What is applied to it.
+        weights: What the adapter changes.
 
     Raises:
         ArtifactError: The adapter does not fit.
     """
-    if activation not in layout.activations:
-        raise ArtifactError(
-            f"its activation is {activation}, and the bank's graph computes {', '.join(layout.activations)}; make the "
-            "bank anew with this adapter among the first"
-        )
-    _check_names(layout, tensors)
+    _check_form(layout, weights)
+    _check_places(layout, weights)
     rows: dict[str, Array] = {}
     for place in layout.places:
-        rows.update(_rows_of_place(layout, place, tensors, order))
+        rows.update(_rows_of_place(layout, place, weights))
     for head in layout.heads:
-        rows.update(_rows_of_head(head, tensors))
+        rows.update(_rows_of_head(head, weights.tensors))
     if len(layout.activations) > 1:
+        activation = weights.activation or layout.activations[0]
         rows[CODES] = np.array([[each == activation for each in layout.activations]], np.float32)
     with np.errstate(over="ignore"):
         cast = {name: row.astype(layout.dtype, copy=False) for name, row in rows.items()}
@@ -88,61 +131,96 @@ def own_rows(layout: BankLayout, rows: Mapping[str, Array], classes: int | None)
     return {name: row[..., :classes] if name in wide else row for name, row in rows.items()}
 
 
-def _check_names(layout: BankLayout, tensors: Mapping[str, Array]) -> None:
+def _check_form(layout: BankLayout, weights: AdapterWeights) -> None:
+    """Raise where the graph computes something else than the adapter."""
+    if weights.tensors and weights.kind != layout.kind:
+        raise ArtifactError(f"it is of kind {weights.kind}, the bank of kind {layout.kind}")
+    if weights.tensors and weights.form != layout.form:
+        raise ArtifactError(f"its layers compute {weights.form}, those of the bank's graph {layout.form}")
+    if weights.head_form != layout.head_form:
+        raise ArtifactError(f"its head is {weights.head_form or 'plain'}, the bank's {layout.head_form or 'plain'}")
+    if weights.activation is not None and weights.activation not in layout.activations:
+        raise ArtifactError(
+            f"its activation is {weights.activation}, and the bank's graph computes {', '.join(layout.activations)}; "
+            "make the bank anew with this adapter among the first"
+        )
+
+
+def _check_places(layout: BankLayout, weights: AdapterWeights) -> None:
+    """Raise where the adapter has weights that the graph does not take, or lacks some that it needs."""
     modules = {place.module for place in layout.places} | {head.module for head in layout.heads}
-    beyond = sorted({name.rpartition(".")[0] for name in tensors} - modules)
+    beyond = sorted({name.rpartition(".")[0] for name in weights.tensors} - modules)
     if beyond:
-        raise ArtifactError(f"it has weights of {beyond[0]}, where the bank's graph has no place for any")
+        raise ArtifactError(
+            f"it has weights of {beyond[0]}, where the bank's graph has no place for any; make the bank anew with "
+            "this adapter among the first"
+        )
     for head in layout.heads:
-        if f"{head.module}.weight" not in tensors:
+        if f"{head.module}.weight" not in weights.tensors:
             raise ArtifactError(f"it has no {head.module}, which each adapter of the bank has its own of")
+    lacking = next((place.module for place in layout.places if not weights.at(place.module)), None)
+    if lacking is not None and not layout.form.may_lack:
+        raise ArtifactError(
+            f"it has no adapter of {lacking}; the bank's graph computes {layout.form} there, which each adapter "
+            "needs its own weights for"
+        )
 
 
-def _rows_of_place(
-    layout: BankLayout, place: Place, tensors: Mapping[str, Array], order: str
-) -> dict[str, Array]:  # fmt: skip
-    a1, k, hidden = layout.a1, layout.k, place.hidden
-    down, down_bias = np.zeros((hidden, k + a1), np.float32), np.zeros((1, k + a1), np.float32)
-    up, up_bias = np.zeros((k, a1, hidden), np.float32), np.zeros((1, hidden), np.float32)
-    own = {name: tensors[f"{place.module}.{name}"] for name in ADAPTER_TENSORS if f"{place.module}.{name}" in tensors}
+def _rows_of_place(layout: BankLayout, place: Place, weights: AdapterWeights) -> dict[str, Array]:
+    """The rows of one place, padded with zeros."""
+    rows = {
+        stack.name.removeprefix(f"{place.module}."): np.zeros(stack.shape, np.float32)
+        for stack in layout.stacks_of(place)
+    }
+    own = weights.at(place.module)
     if own:
-        narrow, short = _widths(place, own)
-        if narrow > a1 or short > k:
+        width, k = _widths(layout.kind, place, own)
+        if width > layout.width or k > layout.k:
+            kron = layout.kind == "adakron"
+            found, taken = (f"{width} x {k}", f"{layout.width} x {layout.k}") if kron else (width, layout.width)
             raise ArtifactError(
-                f"its adapter of {place.module} is {narrow} x {short} wide, the bank's graph takes {a1} x {k}; make "
-                "the bank anew with this adapter among the first"
+                f"its adapter of {place.module} is {found} wide, the bank's graph takes {taken}; make the bank anew "
+                "with this adapter among the first"
             )
-        down[:, :short], down[:, k : k + narrow] = own["a2_weight"], own["a1_weight"]
-        down_bias[0, :short], down_bias[0, k : k + narrow] = own["a2_bias"], own["a1_bias"]
-        axes = (short, narrow) if order == "a2_a1" else (narrow, short)
-        product = own["up_weight"].reshape(*axes, hidden)
-        up[:short, :narrow] = product if order == "a2_a1" else product.swapaxes(0, 1)
-        up_bias[0] = own["up_bias"]
-    name = place.module
-    return {
-        f"{name}.down": down,
-        f"{name}.down_bias": down_bias,
-        f"{name}.up": up.reshape(k * a1, hidden),
-        f"{name}.up_bias": up_bias,
-    }
+        (_fill_adakron if layout.kind == "adakron" else _fill)(rows, own, layout, weights.order)
+    return {f"{place.module}.{name}": row for name, row in rows.items()}
 
 
-def _widths(place: Place, own: Mapping[str, Array]) -> tuple[int, int]:
-    """How wide the two small networks are, where all shapes fit one another."""
-    narrow, short = (own[name].size if name in own else 0 for name in ("a1_bias", "a2_bias"))
-    hidden = place.hidden
-    expected = {
-        "a1_weight": (hidden, narrow),
-        "a1_bias": (narrow,),
-        "a2_weight": (hidden, short),
-        "a2_bias": (short,),
-        "up_weight": (narrow * short, hidden),
-        "up_bias": (hidden,),
-    }
+def _fill_adakron(rows: Mapping[str, Array], own: Mapping[str, Array], layout: BankLayout, order: str) -> None:
+    a1, k, hidden = layout.width, layout.k, rows["up"].shape[1]
+    narrow, short = own["a1_bias"].size, own["a2_bias"].size
+    rows["down"][:, :short], rows["down"][:, k : k + narrow] = own["a2_weight"], own["a1_weight"]
+    rows["down_bias"][0, :short], rows["down_bias"][0, k : k + narrow] = own["a2_bias"], own["a1_bias"]
+    axes = (short, narrow) if order == "a2_a1" else (narrow, short)
+    product = own["up_weight"].reshape(*axes, hidden)
+    rows["up"].reshape(k, a1, hidden)[:short, :narrow] = product if order == "a2_a1" else product.swapaxes(0, 1)
+    rows["up_bias"][0] = own["up_bias"]
+
+
+def _fill(rows: Mapping[str, Array], own: Mapping[str, Array], _layout: BankLayout, _order: str) -> None:
+    width = len(own["up_weight"])
+    rows["down"][:, :width], rows["up"][:width] = own["down_weight"], own["up_weight"]
+    if "down_bias" in rows:
+        rows["down_bias"][0, :width], rows["up_bias"][0] = own["down_bias"], own["up_bias"]
+
+
+def _widths(kind: Kind, place: Place, own: Mapping[str, Array]) -> tuple[int, int]:
+    """Its width and its k, where all shapes fit one another."""
     found = {name: array.shape for name, array in own.items()}
+    reads, hidden = place.reads, place.hidden
+    if kind == "adakron":
+        width, k = (own[name].size if name in own else 0 for name in ("a1_bias", "a2_bias"))
+    else:
+        width, k = len(own["up_weight"]) if "up_weight" in own else 0, 1
+    shapes: dict[Kind, tuple[tuple[int, ...], ...]] = {
+        "adakron": ((reads, width), (width,), (reads, k), (k,), (width * k, hidden), (hidden,)),
+        "bottleneck": ((reads, width), (width,), (width, hidden), (hidden,)),
+        "lora": ((reads, width), (width, hidden)),
+    }
+    expected = dict(zip(_TENSORS[kind], shapes[kind], strict=True))
     if found != expected:
         raise ArtifactError(f"its adapter of {place.module} has the shapes {found}; {expected} are expected")
-    return narrow, short
+    return width, k
 
 
 def _rows_of_head(head: Head, tensors: Mapping[str, Array]) -> dict[str, Array]:

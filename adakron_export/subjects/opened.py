@@ -206,13 +206,18 @@ class OpenedCheckpoint(Opened):
         """The adapter's, and the backbone's."""
         return (self.checkpoint.folder, self.checkpoint.backbone_folder) if self.checkpoint else ()
 
-    def folded(self, *, biases: bool = True) -> TaskModel | None:
-        """The model with its adapters folded, as by `fold`; ``None`` for one that was handed over."""
+    def folded(self, layout: BankLayout | None = None) -> TaskModel | None:
+        """The model with its adapters folded, as by `fold`, or with an adapter of zeros at each place of a bank.
+
+        ``None`` for one that was handed over.
+        """
         if self.loaded is None:
             return None
         from adakron_export.checkpoints.task_model import TaskModel
+        from adakron_export.graph.banking import with_places
 
-        return TaskModel(self.loaded.fold(biases=biases), self.eager.task, pooling=self.eager.pooling)
+        module = self.loaded.fold() if layout is None else with_places(self.loaded.peft_model, layout)
+        return TaskModel(module, self.eager.task, pooling=self.eager.pooling)
 
 
 def parameters_of(folded: TaskModel) -> dict[str, Array]:
@@ -228,19 +233,16 @@ def parameters_of(folded: TaskModel) -> dict[str, Array]:
 
 def bank_rows_of(opened: OpenedCheckpoint, layout: BankLayout) -> dict[str, Array]:
     """What a bank's graph takes of a checkpoint, without the labels that the checkpoint does not have."""
-    from adakron_export.adapter.folding import adapter_tensors
+    from adakron_export.graph.banking import bank_weights
 
     assert opened.loaded is not None
-    model = opened.loaded.peft_model
-    tensors = {name: tensor.numpy() for name, tensor in adapter_tensors(model).items()}
-    settings = model.active_peft_config
-    rows = rows_of(layout, tensors, order=settings.kron_order, activation=settings.activation)
+    rows = rows_of(layout, bank_weights(opened.loaded.model))
     return own_rows(layout, rows, opened.eager.config.num_labels)
 
 
 def bank_parameters_of(opened: OpenedCheckpoint, layout: BankLayout) -> dict[str, Array]:
     """The numbers that a bank's graph computes with for a checkpoint, by the names that the graph has them by."""
-    folded = opened.folded(biases=False)
+    folded = opened.folded(layout)
     assert folded is not None
     own = {place.module for place in layout.places} | {head.module for head in layout.heads}
     shared = {name: array for name, array in parameters_of(folded).items() if name.rpartition(".")[0] not in own}

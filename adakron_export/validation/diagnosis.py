@@ -135,22 +135,24 @@ def _exported_anew(reference: OpenedCheckpoint, candidate: OpenedArtifact, batch
     """
     from adakron_export.checkpoints.loading import load_checkpoint
     from adakron_export.checkpoints.task_model import TaskModel
+    from adakron_export.graph.banking import with_places
     from adakron_export.graph.build import build_graph, torch_dtype
     from adakron_export.probing.calibration import calibrate
 
     manifest = candidate.artifact.manifest
     assert reference.checkpoint is not None
     loaded = load_checkpoint(reference.checkpoint, task=manifest.task)
-    module = loaded.fold(biases=manifest.bank is None).to(torch_dtype(manifest.spec))
+    bank = manifest.bank
+    module = loaded.fold() if bank is None else with_places(loaded.peft_model, bank.layout)
+    module = module.to(torch_dtype(manifest.spec))
     folded = TaskModel(module, loaded.task, pooling=reference.eager.pooling).eval()
     find = None
     if manifest.calibrated_on:
         smoothing = smoothing_in(candidate.graph())
         kind = Kind(manifest.spec.dtype)
         find = partial(calibrate, manifest=manifest, batches=[batch], kind=kind, smoothing=smoothing)
-    if manifest.bank is None:
+    if bank is None:
         return build_graph(folded, manifest.spec, calibrate=find)
-    layout = manifest.bank.layout
-    rows = bank_rows_of(reference, layout)
-    graph = build_graph(folded, manifest.spec, calibrate=find, bank=BankPass(layout, None))
-    return OneAdapterPass(layout, rows)(graph).model
+    rows = bank_rows_of(reference, bank.layout)
+    graph = build_graph(folded, manifest.spec, calibrate=find, bank=BankPass(bank.layout, None))
+    return OneAdapterPass(bank.layout, rows)(graph).model

@@ -24,6 +24,7 @@ _INPUTS = {
     kron_op.OP_TYPE: kron_op.INPUTS,
     kron_op.BANK_OP_TYPE: (*kron_op.BANK_INPUTS, kron_op.CODE_INPUT),
     bottleneck_op.OP_TYPE: bottleneck_op.INPUTS,
+    bottleneck_op.BANK_OP_TYPE: (*bottleneck_op.BANK_INPUTS, bottleneck_op.BIAS_INPUT, kron_op.CODE_INPUT),
 }
 _ACTIVATIONS = ("X", "R")  # inputs that are no weights
 

@@ -22,6 +22,7 @@ from adakron_export.extras import package_versions, require
 from adakron_export.files.places import check_there
 from adakron_export.files.records import write_json
 from adakron_export.files.staging import check_replaceable, check_writable
+from adakron_export.graph.layout import BankLayout
 from adakron_export.graph.passes.static_quantization import Kind, Rounding
 from adakron_export.graph.stacks import Array
 from adakron_export.graph.targets import GraphSpec
@@ -63,23 +64,25 @@ class Source:
         """Where the checkpoint lies."""
         return self.loaded.checkpoint
 
-    def folded(self, spec: GraphSpec, *, biases: bool = True) -> TaskModel:
+    def folded(self, spec: GraphSpec, layout: BankLayout | None = None) -> TaskModel:
         """The model with its adapters folded, in what a graph is captured in.
 
         Args:
             spec: The graph.
-            biases: Whether biases move, as `adakron_export.adapter.folding.fold` says.
+            layout: What a bank's graph takes; it has an adapter of zeros at each place.
 
         Raises:
             ExportError: The model has values that the dtype cannot hold.
         """
         import torch
 
+        from adakron_export.graph.banking import with_places
         from adakron_export.graph.build import torch_dtype
 
         if self.loaded.adapts:
             _log.info("fold the adapters")
-        module, captured_in = self.loaded.fold(biases=biases), torch_dtype(spec)
+        module = self.loaded.fold() if layout is None else with_places(self.loaded.peft_model, layout)
+        captured_in = torch_dtype(spec)
         if captured_in is not torch.float32:
             if captured_in is torch.bfloat16 and self.eager.takes_images:
                 raise ExportError(
@@ -204,7 +207,7 @@ class Making:
     @cached_property
     def folded(self) -> TaskModel:
         """The folded model that all graphs are captured from."""
-        return self.source.folded(self._spec, biases=self._bank is None)
+        return self.source.folded(self._spec, None if self._bank is None else self._bank.bank.layout)
 
     def __call__(self, spec: GraphSpec, folder: Path) -> Artifact:
         """Make the files of a graph in the place of those that were tried before."""

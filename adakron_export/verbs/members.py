@@ -14,7 +14,7 @@ from adakron_export.data.settings import TextSettings
 from adakron_export.errors import ArtifactError, CheckpointError, ExportError, first_few
 from adakron_export.extras import package_versions
 from adakron_export.graph.layout import BankLayout, Head, Place
-from adakron_export.graph.stacks import Array, rows_of
+from adakron_export.graph.stacks import AdapterWeights, rows_of
 from adakron_export.graph.targets import GraphSpec
 from adakron_export.subjects.opened import OpenedCheckpoint
 from adakron_export.subjects.opening import open_model
@@ -24,7 +24,7 @@ from adakron_export.verbs.making import Source, load_source
 
 _log = logging.getLogger(__name__)
 _LABELS = ("id2label", "label2id", "num_labels", "problem_type")
-_BANKED = ("adakron", "adakron-reference")
+_PARTS = (".adakron_", ".lora_", ".bottleneck_")  # what the names of adapters' own weights have in them
 _CLASSIFIES = (Task.TEXT_CLASSIFICATION, Task.TOKEN_CLASSIFICATION, Task.IMAGE_CLASSIFICATION)
 
 
@@ -36,13 +36,13 @@ class Member:
         name: Its name.
         source: Its checkpoint; of the bare backbone that of another member.
         record: What the bank says of it.
-        tensors: What it changes of its backbone; see `adapter_tensors`.
+        weights: What it changes of its backbone.
     """
 
     name: str
     source: Source
     record: AdapterRecord
-    tensors: Mapping[str, Array]
+    weights: AdapterWeights
 
     def stored(self, layout: BankLayout) -> StoredAdapter:
         """What a bank stores of it.
@@ -50,19 +50,11 @@ class Member:
         Raises:
             ArtifactError: The adapter does not fit the bank.
         """
-        settings = self.source.loaded.peft_model.active_peft_config
         try:
-            rows = rows_of(
-                layout, self.tensors, order=settings.kron_order, activation=self.activation or layout.activations[0]
-            )
+            rows = rows_of(layout, self.weights)
         except ArtifactError as error:
             raise ArtifactError(f"{self.source.found.path} does not fit the bank: {error}") from error
         return StoredAdapter(self.record, rows)
-
-    @property
-    def activation(self) -> str | None:
-        """What is applied to the product; ``None`` where there is none."""
-        return str(self.source.loaded.peft_model.active_peft_config.activation) if self.tensors else None
 
     @contextlib.contextmanager
     def eager(self) -> Iterator[OpenedCheckpoint]:
@@ -99,25 +91,26 @@ def load_members(
         members.append(load_member(name, subject, data=None if members else data, text=text, force=force))
         if len(members) > 1:
             _share_backbone(members[0], members[-1])
-    if any(_heads(member) for member in members):
-        return members
     first = members[0]
-    return [Member(BASE, first.source, replace(first.record, settings={}, classes=None), {}), *members]
+    if any(_heads(member) for member in members) or not first.weights.form.may_lack:
+        return members
+    bare = AdapterWeights(first.weights.kind)
+    return [Member(BASE, first.source, replace(first.record, settings={}, classes=None), bare), *members]
 
 
 def load_member(
     name: str, subject: Subject, *, data: str | None = None, text: TextSettings | None = None, force: bool = False
 ) -> Member:
     """Load one checkpoint, and what a bank stores of it; errors as of `load_members`."""
-    from adakron_export.adapter.folding import adapter_tensors
+    from adakron_export.graph.banking import bank_weights
 
     source = load_source(subject, data=data, text=text, force=force)
-    if source.loaded.kind.name not in _BANKED:
+    try:
+        weights = bank_weights(source.loaded.model)
+    except ExportError as error:
         raise ExportError(
-            f"{source.found.path} is a {source.loaded.kind.title} without AdaKron adapters, which a bank is of; "
-            "export it alone, with `adakron-export onnx`"
-        )
-    tensors = {each: tensor.numpy() for each, tensor in adapter_tensors(source.loaded.peft_model).items()}
+            f"{source.found.path} cannot be in a bank: {error}; export it alone, with `adakron-export onnx`"
+        ) from error
     settings = {name: value for name, value in source.loaded.describe().items() if name not in ("kind", "peft_type")}
     adapter, *backbone = source.files()
     config, task = source.eager.config.to_dict(), source.eager.task
@@ -130,7 +123,7 @@ def load_member(
         backbone=tuple(backbone),
         versions=package_versions(),
     )
-    member = Member(name, source, record, tensors)
+    member = Member(name, source, record, weights)
     _check_beyond(member)
     labelled = any(head.labels for head in _heads(member))
     return member if labelled else replace(member, record=replace(record, classes=None))
@@ -142,24 +135,29 @@ def layout_of(members: Sequence[Member], spec: GraphSpec) -> BankLayout:
     Raises:
         CheckpointError: Their heads differ.
     """
-    places: dict[str, int] = {}
-    widths, activations = [(1, 1)], []
+    own = [member for member in members if member.name != BASE]
+    first, places = own[0].weights, dict[str, Place]()
     for member in members:
-        tensors = member.tensors
-        own = [name.removesuffix(".up_bias") for name in tensors if name.endswith(".up_bias")]
-        places |= {name: tensors[f"{name}.up_bias"].size for name in own}
-        widths += [(tensors[f"{name}.a1_bias"].size, tensors[f"{name}.a2_bias"].size) for name in own]
-        activations += [member.activation] if member.activation else []
+        if member.weights.kind != first.kind:
+            raise CheckpointError(
+                f"{member.source.found.path} is of kind {member.weights.kind}, {members[0].source.found.path} of kind "
+                f"{first.kind}; a bank holds one"
+            )
+        places |= {place.module: place for place in member.weights.places}
+    widths = [member.weights.widths for member in members]
     layout = BankLayout(
-        a1=max(a1 for a1, _ in widths),
+        kind=first.kind,
+        width=max(width for width, _ in widths),
         k=max(k for _, k in widths),
-        activations=tuple(dict.fromkeys(activations)),
-        places=tuple(Place(name, hidden) for name, hidden in places.items()),
-        heads=_widest_heads([member for member in members if member.name != BASE]),
+        activations=tuple(dict.fromkeys(str(member.weights.activation) for member in own)),
+        places=tuple(places.values()),
+        form=first.form,
+        heads=_widest_heads(own),
+        head_form=first.head_form,
         dtype="float16" if spec.floating == "fp16" else "float32",
     )
     for member in members:
-        own_bytes = sum(tensor.nbytes for tensor in member.tensors.values())
+        own_bytes = sum(tensor.nbytes for tensor in member.weights.tensors.values())
         if own_bytes and layout.row_bytes > 1.01 * own_bytes:
             _log.info(
                 "adapter %s is padded to the widest: %.2f of its bytes", member.name, layout.row_bytes / own_bytes
@@ -173,7 +171,7 @@ def _heads(member: Member) -> tuple[Head, ...]:
     Raises:
         ExportError: A module that is neither linear nor a LayerNorm.
     """
-    from adakron_export.adapter.folding import saved_modules
+    from adakron_export.graph.banking import saved_modules
 
     found: list[Head] = []
     for name, module in saved_modules(member.source.loaded.peft_model).items():
@@ -232,14 +230,15 @@ def _described(heads: Sequence[Head]) -> str:
 def _check_beyond(member: Member) -> None:
     """Raise where a checkpoint saves more than adapters and heads: an embedding with tokens of its own."""
     found = member.source.found
-    if found.kind == "adakron-reference":
+    if found.kind not in ("adakron", "bottleneck", "peft"):  # the others' files are read whole
         return
     from safetensors import safe_open
 
     with safe_open(found.weights, framework="numpy") as file:
         names = [name.removeprefix("base_model.model.") for name in file.keys()]  # noqa: SIM118 - no mapping
-    modules = {name.rpartition(".")[0] for name in member.tensors}
-    beyond = [name for name in names if ".adakron_" not in name and name.rpartition(".")[0] not in modules]
+    modules = {name.rpartition(".")[0] for name in member.weights.tensors}
+    beyond = [name for name in names
+              if not any(part in name for part in _PARTS) and name.rpartition(".")[0] not in modules]  # fmt: skip
     if beyond:
         raise ExportError(
             f"{found.path} brings its own {beyond[0]}; the adapters of a bank share the embedding: export this one "
@@ -261,9 +260,13 @@ def _share_backbone(first: Member, other: Member) -> None:
             f"{path} belongs to the backbone {other.source.found.backbone!r}, the first adapter to "
             f"{first.source.found.backbone!r}, whose weights are others; adapters of a bank share one backbone"
         )
-    known = dict(first.source.loaded.base.named_parameters())
+    known = {_in_base(name): tensor for name, tensor in first.source.loaded.base.named_parameters()}
     for name, parameter in other.source.loaded.base.named_parameters():
-        shared = known.get(name)
-        own = ".adakron_" in name or ".modules_to_save." in name
-        if shared is not None and not own and parameter.data.equal(shared.data):
+        shared = known.get(_in_base(name))
+        if shared is not None and parameter.data.equal(shared.data):
             parameter.data = shared.data
+
+
+def _in_base(name: str) -> str:
+    """The name that a parameter has in the backbone itself, where a layer of PEFT's lies around its module."""
+    return name.replace(".base_layer.", ".")

@@ -44,12 +44,12 @@ class BottleneckAdapter(nn.Module):
         projection: nn.Module,
         adapter: Bottleneck,
         around: Surroundings | None,
-        weights: dict[str, Tensor | None],
+        weights: dict[str, Tensor],
     ) -> None:
         super().__init__()
         self.projection, self.around = projection, around
-        for name, tensor in weights.items():
-            self.register_buffer(name, None if tensor is None else tensor.contiguous())
+        for name in ("down_weight", "down_bias", "up_weight", "up_bias"):
+            self.register_buffer(name, weights[name].contiguous() if name in weights else None)
         self.norm_before, self.norm_after, self.gate = adapter.norm_before, adapter.norm_after, adapter.gate
         self.order, self.activation = adapter.order, adapter.activation
         self.is_operator = (
@@ -113,7 +113,8 @@ def fold_bottlenecks(model: PeftModel, *, biases: bool = True) -> nn.Module:
 
     Args:
         model: The loaded model.
-        biases: Whether the biases of up-projections move into those of the projections, where they can.
+        biases: Whether the biases of up-projections move into those of the projections, where they can; a bank's
+            do not.
 
     Raises:
         ExportError: No adapter is active, or a projection is quantised.
@@ -143,17 +144,31 @@ def _fold_layer(name: str, layer: BottleneckLayer, adapter: str, *, biases: bool
     if adapter not in layer.settings:
         return layer.get_base_layer()
     own = layer.adapter(adapter)
-    scale = own.scale.detach().double() if isinstance(own.scale, Tensor) else own.scale
-    down, bias = own.down.weight.detach().double().T, own.down.bias.detach().double()
-    up, up_bias = (own.up.weight.detach().double().T * scale), own.up.bias.detach().double() * scale
-    moved = biases and _bias_moves(own, own.order, layer.around)
-    if moved and not own.order.parallel:
-        bias = bias - up_bias @ down
-    projection = with_bias_added(name, layer.base_layer, up_bias if moved else None)
+    weights = scaled_weights(own)
+    up_bias = None
+    if biases and _bias_moves(own, own.order, layer.around):
+        up_bias = weights.pop("up_bias")
+        if not own.order.parallel:
+            weights["down_bias"] = weights["down_bias"] - up_bias @ weights["down_weight"]
+    projection = with_bias_added(name, layer.base_layer, up_bias)
     dtype = cast(Tensor, projection.weight).dtype
-    weights = {"down_weight": down, "down_bias": bias, "up_weight": up, "up_bias": None if moved else up_bias}
-    cast_weights = {key: None if tensor is None else tensor.to(dtype) for key, tensor in weights.items()}
+    cast_weights = {key: tensor.to(dtype) for key, tensor in weights.items()}
     return BottleneckAdapter(projection, own, layer.around, cast_weights)
+
+
+def scaled_weights(adapter: Bottleneck) -> dict[str, Tensor]:
+    """What an adapter computes with, in float64, its scaling in the up-projection.
+
+    Returns:
+        ``down_weight [hidden, r]``, ``down_bias [r]``, ``up_weight [r, hidden]`` and ``up_bias [hidden]``.
+    """
+    scale = adapter.scale.detach().double() if isinstance(adapter.scale, Tensor) else adapter.scale
+    return {
+        "down_weight": adapter.down.weight.detach().double().T,
+        "down_bias": adapter.down.bias.detach().double(),
+        "up_weight": adapter.up.weight.detach().double().T * scale,
+        "up_bias": adapter.up.bias.detach().double() * scale,
+    }
 
 
 def _bias_moves(adapter: Bottleneck, order: Order, around: Surroundings | None) -> bool:

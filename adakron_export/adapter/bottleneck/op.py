@@ -25,9 +25,9 @@ def bottleneck_adapter(
     """``residual + activation(x @ down_weight + down_bias) @ up_weight + up_bias``.
 
     Args:
-        x: ``[batch, tokens, hidden]``.
+        x: ``[batch, tokens, reads]``.
         residual: ``[batch, tokens, hidden]``.
-        down_weight: ``[hidden, width]``.
+        down_weight: ``[reads, width]``.
         down_bias: ``[width]``.
         up_weight: ``[width, hidden]``.
         up_bias: ``[hidden]``; ``None`` where it was moved elsewhere.
@@ -41,5 +41,5 @@ def bottleneck_adapter(
 
 
 @bottleneck_adapter.register_fake
-def _(x: Tensor, *_weights_and_settings: object) -> Tensor:
-    return torch.empty_like(x)
+def _(_x: Tensor, residual: Tensor, *_weights_and_settings: object) -> Tensor:
+    return torch.empty_like(residual)

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from adakron_export.errors import ExportError
-from adakron_export.graph import kron_op
+from adakron_export.graph import bottleneck_op, kron_op
 from adakron_export.graph.keys import MODULE_KEY
 from adakron_export.graph.layout import CODES, IDS, BankLayout, Head
 from adakron_export.graph.passes.rewriting import initializer, only_reader, replace_node
@@ -20,9 +20,9 @@ ADAPTERS, ROWS = "adapters", "adapter_rows"  # names of the axes
 class BankPass(ir.passes.InPlacePass):
     """The weights of adapters and heads become stacks ``[adapters, ...]``, of which each text has its own row.
 
-    1. Rewrites each ``KronAdapter`` into ``KronAdapterBank``, which reads the stacks, and each ``Gemm``, ``MatMul``
-       and ``LayerNormalization`` of a head into one that reads gathered weights. The graph must have been captured
-       from a model that was folded without biases.
+    1. Rewrites each ``KronAdapter`` into ``KronAdapterBank``, or each ``BottleneckAdapter`` into
+       ``BottleneckAdapterBank``, which read the stacks, and each ``Gemm``, ``MatMul`` and ``LayerNormalization`` of a
+       head into one that reads gathered weights. The graph must have been captured from a model `with_places`.
     2. Adds the inputs `IDS` ``[batch]`` or ``[1]``, and the stacks. Each has an initializer of its name: whoever knows
        nothing of them gets the first adapter.
     3. Outputs for an id are those of the graph with that adapter's weights in place; rows do not see one another.
@@ -42,7 +42,8 @@ class BankPass(ir.passes.InPlacePass):
         """Rewrite the main graph."""
         graph, layout = model.graph, self.layout
         self._add_inputs(graph)
-        adapters = [node for node in graph if (node.domain, node.op_type) == (kron_op.DOMAIN, kron_op.OP_TYPE)]
+        operator = kron_op.OP_TYPE if layout.kind == "adakron" else bottleneck_op.OP_TYPE
+        adapters = [node for node in graph if (node.domain, node.op_type) == (kron_op.DOMAIN, operator)]
         for node in adapters:
             self._bank_adapter(graph, node)
         for head in layout.heads:
@@ -52,7 +53,12 @@ class BankPass(ir.passes.InPlacePass):
         casts = any(
             _floating(node).numpy() != np.dtype(layout.dtype) for node in graph if node.domain == kron_op.DOMAIN
         )
-        function = kron_op.bank_function(layout.a1, layout.k, layout.activations, opset=opset, casts=casts)
+        if layout.kind == "adakron":
+            function = kron_op.bank_function(layout.width, layout.k, layout.activations, opset=opset, casts=casts)
+        else:
+            function = bottleneck_op.bank_function(
+                layout.activations, opset=opset, has_bias=layout.has_biases, casts=casts
+            )
         model.functions[function.identifier()] = function
         model.opset_imports[kron_op.DOMAIN] = kron_op.VERSION
         return ir.passes.PassResult(model, modified=True)
@@ -93,26 +99,35 @@ class BankPass(ir.passes.InPlacePass):
         return self._gathered[name]
 
     def _bank_adapter(self, graph: ir.Graph, node: ir.Node) -> None:
-        module = node.metadata_props[MODULE_KEY]
-        read = self._with_bias(graph, node, f"{module}.up_bias")
-        names = [IDS, f"{module}.down", f"{module}.down_bias", f"{module}.up"]
-        names += [CODES] if len(self.layout.activations) > 1 else []
-        attributes: dict[str, int | str] = {"k": self.layout.k, "activations": " ".join(self.layout.activations)}
-        inputs = [read, *(self._stacks[name] for name in names)]
-        banked = ir.node(kron_op.BANK_OP_TYPE, inputs, attributes, domain=kron_op.DOMAIN)
-        replace_node(graph, node, [banked])
+        module, layout = node.metadata_props[MODULE_KEY], self.layout
+        _check_rows(graph, node, module)
+        down, up = self._stacks[f"{module}.down"], self._stacks[f"{module}.up"]
+        ids = self._stacks[IDS]
+        code = [self._stacks[CODES]] if len(layout.activations) > 1 else []
+        bias = [self._stacks[f"{module}.down_bias"]] if layout.has_biases else []
+        attributes: dict[str, int | str] = {"activations": " ".join(layout.activations)}
+        inputs: list[ir.Value | None]
+        if layout.kind == "adakron":
+            read = self._with_bias(graph, node, 0, f"{module}.up_bias")
+            inputs, operator = [read, ids, down, *bias, up, *code], kron_op.BANK_OP_TYPE
+            attributes["k"] = layout.k
+        else:
+            added_to = self._with_bias(graph, node, 1, f"{module}.up_bias") if layout.has_biases else node.inputs[1]
+            inputs, operator = [node.inputs[0], added_to, ids, down, up, *bias, *code], bottleneck_op.BANK_OP_TYPE
+        replace_node(graph, node, [ir.node(operator, inputs, attributes, domain=kron_op.DOMAIN)])
 
-    def _with_bias(self, graph: ir.Graph, node: ir.Node, name: str) -> ir.Value:
-        """What the adapter reads: the projection's output, and the bias of the up-projection.
+    def _with_bias(self, graph: ir.Graph, node: ir.Node, index: int, name: str) -> ir.Value:
+        """An input of an adapter, and the bias of its up-projection.
 
-        Where the projection ends in an addition of its own bias, both are added up first, which is one addition of
-        all tokens less.
+        Where a projection makes it for nobody else, and ends in an addition of its own bias, both are added up first,
+        which is one addition of all tokens less.
         """
-        value = node.inputs[0]
+        value = node.inputs[index]
         assert value is not None
         before = value.producer()
         own = before.inputs[1] if before is not None and before.op_type == "Add" else None
-        if before is not None and _is_constant(own, 1) and only_reader(before) is node:
+        alone = before is not None and len(value.uses()) == 1 and only_reader(before) is node
+        if before is not None and alone and _is_constant(own, 1):
             bias = self._rows(graph, name, before)
             total = _node_like(before, "Add", [bias, own], bias)
             graph.insert_before(before, [total])
@@ -233,6 +248,18 @@ def require_inputs(model: ir.Model) -> None:
     for value in model.graph.inputs:
         if model.graph.initializers.pop(str(value.name), None) is not None:
             value.const_value = None
+
+
+def _check_rows(graph: ir.Graph, node: ir.Node, module: str) -> None:
+    """Raise where an adapter does not see ``[batch, tokens, ...]``: rows of other texts would get its weights."""
+    texts = graph.inputs[0].shape
+    for value in node.inputs[:2] if node.op_type == bottleneck_op.OP_TYPE else node.inputs[:1]:
+        shape = value.shape if value is not None else None
+        if texts is None or shape is None or len(shape) != 3 or shape[0] != texts[0]:
+            raise ExportError(
+                f"{module} reads {shape}, not [batch, tokens, hidden], so that a bank cannot tell its rows apart; "
+                "export each adapter alone, with `adakron-export onnx`"
+            )
 
 
 def _input(name: str, dtype: ir.DataType, shape: tuple[int | str, ...], default: Array | None) -> ir.Value:
