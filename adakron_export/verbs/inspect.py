@@ -26,7 +26,7 @@ _INPUTS = {
     bottleneck_op.OP_TYPE: bottleneck_op.INPUTS,
     bottleneck_op.BANK_OP_TYPE: (*bottleneck_op.BANK_INPUTS, bottleneck_op.BIAS_INPUT, kron_op.CODE_INPUT),
 }
-_ACTIVATIONS = ("X", "R")  # inputs that are no weights
+_ACTIVATIONS = ("X", "R", "IDS")  # inputs that are no weights
 
 
 @dataclass(frozen=True, slots=True)
