@@ -1,8 +1,8 @@
-"""What a model is exported for: task names, their synonyms and their model classes, as `optimum` has them."""
+"""What a model is exported for: names of tasks, and of caches, their synonyms and classes, as `optimum` has them."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,9 @@ from adakron_export.errors import ExportError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
+
+
+PAST, PRESENT = "past_key_values.", "present."  # how inputs and outputs begin that hold keys and values
 
 
 class Task(StrEnum):
@@ -21,7 +24,23 @@ class Task(StrEnum):
     FEATURE_EXTRACTION = "feature-extraction"
     FILL_MASK = "fill-mask"
     TEXT_GENERATION = "text-generation"
+    TEXT_GENERATION_WITH_PAST = "text-generation-with-past"
     IMAGE_CLASSIFICATION = "image-classification"
+
+    @property
+    def trained(self) -> Task:
+        """What a model is trained for: whether it keeps a cache is decided when it is exported."""
+        return Task.TEXT_GENERATION if self is Task.TEXT_GENERATION_WITH_PAST else self
+
+    @property
+    def writes(self) -> bool:
+        """Whether it writes text."""
+        return self.trained is Task.TEXT_GENERATION
+
+
+def without_cache(names: Iterable[str]) -> tuple[str, ...]:
+    """Names of inputs or outputs, without those of keys and values."""
+    return tuple(name for name in names if not name.startswith((PAST, PRESENT)))
 
 
 # Names of `optimum` and of transformers' pipelines.
@@ -33,6 +52,7 @@ SYNONYMS = {
     "sentence-similarity": Task.FEATURE_EXTRACTION.value,
     "masked-lm": Task.FILL_MASK.value,
     "causal-lm": Task.TEXT_GENERATION.value,
+    "causal-lm-with-past": Task.TEXT_GENERATION_WITH_PAST.value,
 }
 _PEFT_TASK_TYPES = {
     "SEQ_CLS": Task.TEXT_CLASSIFICATION,
@@ -45,7 +65,7 @@ _PEFT_TASK_TYPES = {
 
 def peft_task_type(task: Task) -> str | None:
     """PEFT's name of a task, where it has one."""
-    return next((name for name, value in _PEFT_TASK_TYPES.items() if value is task), None)
+    return next((name for name, value in _PEFT_TASK_TYPES.items() if value is task.trained), None)
 
 
 def task_named(name: str) -> Task:
@@ -87,7 +107,7 @@ def task_of_architecture(name: str) -> Task:
         ExportError: Its task cannot be exported.
     """
     for task in Task:
-        if task is not Task.FEATURE_EXTRACTION and name in _class_names(task):
+        if task not in (Task.FEATURE_EXTRACTION, Task.TEXT_GENERATION_WITH_PAST) and name in _class_names(task):
             return task
     if name in _class_names(Task.FEATURE_EXTRACTION):
         return Task.FEATURE_EXTRACTION
@@ -110,5 +130,5 @@ def auto_class(task: Task) -> Any:
     import transformers
     from optimum.exporters.tasks import TasksManager
 
-    name = TasksManager._TRANSFORMERS_TASKS_TO_MODEL_LOADERS[task.value]
+    name = TasksManager._TRANSFORMERS_TASKS_TO_MODEL_LOADERS[task.trained.value]
     return getattr(transformers, name)

@@ -11,7 +11,7 @@ import click
 
 from adakron_export.data.settings import TextSettings
 from adakron_export.errors import AdaKronError
-from adakron_export.reporting.terminal import one_line
+from adakron_export.reporting.terminal import one_line, printable
 from adakron_export.runtimes.table import RUNTIMES
 from adakron_export.subjects.subject import Subject
 
@@ -40,6 +40,7 @@ _OF_TABLES = ("text_column", "pair_column", "header", "delimiter")
 @click.option("--batch-size", default=16, show_default=True, help="Largest number of texts that run together.")
 @click.option("--top-k", type=int, metavar="N", help="Number of classes or tokens to give.")
 @click.option("--max-new-tokens", type=int, metavar="N", help="Number of tokens to write, in text generation.")
+@click.option("--num-beams", type=int, metavar="N", help="Number of continuations to follow, in text generation.")
 @click.option("--adapter", metavar="NAME", help="Adapter of a bank that answers.")
 @click.option("--adapter-column", metavar="NAME", help="Column of --input that names the adapter of each text.")
 @options.of(Subject, "skip_damaged")
@@ -66,6 +67,11 @@ def predict(
     from adakron_export import predict as run
 
     settings["skip_damaged"] = bool(settings["skip_damaged"])
+    if not (output or as_json) and settings["num_beams"] is None and _writes(artifact):
+        shown = _Shown(inputs)
+        run(artifact, inputs, **settings, on_text=shown)
+        shown.close()
+        return
     results = run(artifact, inputs, **settings)
     rows = [
         {"image": str(given), "result": result} if isinstance(given, Path) else {"text": given, "result": result}
@@ -83,6 +89,33 @@ def predict(
             echo(one_line(given if isinstance(given, str) else " | ".join(given)))
             for line in _lines(row["result"]):
                 echo(f"    {line}")
+
+
+def _writes(artifact: str) -> bool:
+    """Whether text can be shown as it is written."""
+    from adakron_export.subjects.opening import task_of_exported
+
+    return task_of_exported(artifact) == "text-generation-with-past"
+
+
+class _Shown:
+    """Shows each text, and what is written after it as it comes."""
+
+    def __init__(self, texts: list[Any]) -> None:
+        self._texts = texts
+        self._shown = -1
+
+    def __call__(self, index: int, piece: str) -> None:
+        if index != self._shown:
+            self.close()
+            click.echo(printable(str(self._texts[index])), nl=False)
+            self._shown = index
+        click.echo(printable(piece), nl=False)
+
+    def close(self) -> None:
+        """End the line."""
+        if self._shown >= 0:
+            click.echo()
 
 
 def _inputs(

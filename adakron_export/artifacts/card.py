@@ -8,6 +8,7 @@ from adakron_export.artifacts.artifact import Artifact
 from adakron_export.artifacts.card_metadata import front_matter
 from adakron_export.artifacts.manifest import BASE, NO_ADAPTER, PARITY, Manifest
 from adakron_export.errors import first_few
+from adakron_export.tasks import Task
 
 
 def model_card(artifact: Artifact, name: str) -> str:
@@ -30,7 +31,8 @@ def model_card(artifact: Artifact, name: str) -> str:
     outputs = ", ".join(f"`{info.name}` [{', '.join(map(str, info.shape))}]" for info in manifest.outputs)
     measured = [row for row in artifact.attempts() if row["held"]]
     head = front_matter(
-        library="adakron-export", task=manifest.task, backbone=manifest.backbone, tags=_tags(manifest), name=name,
+        library="adakron-export", task=Task(manifest.task).trained, backbone=manifest.backbone, tags=_tags(manifest),
+        name=name,
         data=artifact.measured_on(), metrics={row["metric"]: row["candidate"] for row in measured},
     )  # fmt: skip
     return f"""{head}

@@ -17,7 +17,7 @@ from adakron_export.graph.dtypes import DTYPES, FLOATING
 from adakron_export.graph.keys import MULTI_HEAD_ATTENTION, PLAIN_ATTENTION
 from adakron_export.graph.layout import IDS, BankLayout
 from adakron_export.graph.targets import GraphSpec
-from adakron_export.tasks import Task
+from adakron_export.tasks import PAST, Task
 
 Positive = Annotated[int, msgspec.Meta(gt=0, le=2**53)]
 
@@ -179,7 +179,8 @@ class Manifest:
     def in_fp32(self) -> Manifest:
         """Of the graph that emulates this one in fp32."""
         bank = self.bank and replace(self.bank, layout=replace(self.bank.layout, dtype="float32"))
-        return replace(self, spec=replace(self.spec, dtype="fp32"), float_dtype="fp32", bank=bank)
+        inputs = tuple(replace(each, dtype="float32") if each.name.startswith(PAST) else each for each in self.inputs)
+        return replace(self, spec=replace(self.spec, dtype="fp32"), float_dtype="fp32", bank=bank, inputs=inputs)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

@@ -87,7 +87,7 @@ def check_tokenizer(folder: Path, model: TaskModel) -> bool:
         ExportError: The tokenizer does not fit the model.
     """
     try:
-        plain = is_plain(folder, decodes=model.task in (Task.TEXT_GENERATION, Task.FILL_MASK))
+        plain = is_plain(folder, decodes=model.task.writes or model.task is Task.FILL_MASK)
         largest = largest_id(folder)
     except ArtifactError as error:  # it may need packages that are not here
         _log.warning("%s", error)

@@ -27,6 +27,7 @@ from adakron_export.checkpoints.checkpoint import Checkpoint
 from adakron_export.checkpoints.peft_folder import find_peft, is_adakron, is_bottleneck, is_peft, load_peft
 from adakron_export.checkpoints.plain import find_plain, fold_plain, is_plain_model, load_plain
 from adakron_export.checkpoints.reference_loading import find_reference, is_reference, load_reference
+from adakron_export.checkpoints.task_model import keeps_cache
 from adakron_export.tasks import Task, task_of_architecture
 
 _DESCRIBED = (
@@ -65,10 +66,12 @@ class Loaded:
     Attributes:
         checkpoint: Where it lies.
         model: The eager model: PEFT's form of it, or transformers' own where there is no adapter.
+        asked: The task that was asked for; ``None`` where nobody did.
     """
 
     checkpoint: Checkpoint
     model: PeftModel | PreTrainedModel
+    asked: Task | None = None
 
     @property
     def kind(self) -> AdapterKind:
@@ -82,8 +85,11 @@ class Loaded:
 
     @property
     def task(self) -> Task:
-        """What it was loaded for."""
-        return task_of_architecture(type(self.base).__name__)
+        """What it was loaded for; what writes keeps a cache, unless it was asked not to."""
+        task = task_of_architecture(type(self.base).__name__)
+        if not task.writes:
+            return task
+        return self.asked or (Task.TEXT_GENERATION_WITH_PAST if keeps_cache(self.base) else task)
 
     @property
     def adapts(self) -> bool:

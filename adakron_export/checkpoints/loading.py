@@ -44,7 +44,8 @@ def load_model(
 def load_checkpoint(found: Checkpoint, *, task: str | Task | None = None) -> Loaded:
     """A checkpoint with its kind and its model; arguments and errors as of `load_model`."""
     wanted = task_named(task) if isinstance(task, str) and not isinstance(task, Task) else task
-    return Loaded(found, KINDS[found.kind].load(found, wanted).eval())
+    model = KINDS[found.kind].load(found, wanted.trained if wanted is not None else None).eval()
+    return Loaded(found, model, wanted)
 
 
 def adapter_layers(model: nn.Module) -> dict[str, AdaKronLayer]:

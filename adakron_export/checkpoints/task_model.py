@@ -9,12 +9,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import DynamicCache
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
 from adakron_export.backbones.table import backbone_row
 from adakron_export.checkpoints.pooling import SentenceEmbedding
 from adakron_export.errors import ExportError
-from adakron_export.tasks import Task
+from adakron_export.tasks import PAST, PRESENT, Task, without_cache
 
 TOKEN_AXES = {0: "batch_size", 1: "sequence_length"}
 
@@ -26,8 +27,43 @@ class Signature:
     inputs: dict[str, dict[int, str]]
     outputs: dict[str, dict[int, str]]
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The inputs that a batch of texts or images has; keys and values of the past are none."""
+        return without_cache(self.inputs)
+
+    @property
+    def past(self) -> tuple[str, ...]:
+        """The others."""
+        return tuple(name for name in self.inputs if name.startswith(PAST))
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """What a decoder keeps of the tokens before: keys and values ``[batch, heads, tokens, width]`` for each layer."""
+
+    layers: int
+    heads: int
+    width: int
+
+
+def cache_shape(config: Any) -> CacheShape:
+    """What the model of a configuration keeps."""
+    heads = int(config.num_attention_heads)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return CacheShape(int(config.num_hidden_layers), int(kept), int(width))
+
+
+def keeps_cache(model: nn.Module) -> bool:
+    """Whether a model writes, and can read the keys and values of what came before."""
+    config: dict[str, Any] = cast(Any, model).config.to_dict()
+    known = config["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return known and _is_decoder(config) and "past_key_values" in arguments_of(model)
+
 
 _BATCH = {0: "batch_size"}
+_ALL_TOKENS = {0: "batch_size", 1: "past_sequence_length + sequence_length"}
 _OUTPUTS = {
     Task.TEXT_CLASSIFICATION: {"logits": _BATCH},
     Task.IMAGE_CLASSIFICATION: {"logits": _BATCH},
@@ -51,9 +87,20 @@ def signature_of(model: nn.Module, task: Task) -> Signature:
     if row.images or getattr(model, "main_input_name", None) == "pixel_values":
         outputs = {"last_hidden_state": _BATCH} if task is Task.FEATURE_EXTRACTION else _OUTPUTS[task]
         return Signature({"pixel_values": _BATCH}, outputs)
-    writes = task in (Task.TEXT_GENERATION, Task.FEATURE_EXTRACTION) and _is_decoder(config)
-    inputs = row.text_inputs(config, arguments_of(model), writes=writes)
-    return Signature(dict.fromkeys(inputs, TOKEN_AXES), _OUTPUTS[task])
+    writes = (task.writes or task is Task.FEATURE_EXTRACTION) and _is_decoder(config)
+    names = row.text_inputs(config, arguments_of(model), writes=writes)
+    inputs = dict.fromkeys(names, TOKEN_AXES)
+    if task is not Task.TEXT_GENERATION_WITH_PAST:
+        return Signature(inputs, _OUTPUTS[task])
+    if not keeps_cache(model):
+        raise ExportError(
+            f"a {type(model).__name__} keeps no keys and values of its past; export it as text-generation"
+        )
+    layers = range(cache_shape(cast(Any, model).config).layers)
+    parts = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+    past = {f"{PAST}{part}": {0: "batch_size", 2: "past_sequence_length"} for part in parts}
+    present = {f"{PRESENT}{part}": {0: _ALL_TOKENS[0], 2: _ALL_TOKENS[1]} for part in parts}
+    return Signature({**inputs, "attention_mask": _ALL_TOKENS, **past}, {**_OUTPUTS[Task.TEXT_GENERATION], **present})
 
 
 def arguments_of(model: nn.Module) -> frozenset[str]:
@@ -81,10 +128,20 @@ class TaskModel(nn.Module):
         self._caches = "use_cache" in arguments_of(model)
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The outputs in the signature's order."""
+        """The outputs in the signature's order; keys and values stay in the model's dtype."""
         named = dict(zip(self.signature.inputs, tensors, strict=True))
+        if self.signature.past:
+            return self._with_past(named)
         outputs = self.model(**named, use_cache=False) if self._caches else self.model(**named)
         return tuple(self._output(name, outputs, named).to(torch.float32) for name in self.signature.outputs)
+
+    def _with_past(self, named: dict[str, Tensor]) -> tuple[Tensor, ...]:
+        tensors = [named.pop(name) for name in self.signature.past]
+        # Without a configuration, all layers keep all tokens: a window is the mask's business.
+        cache: Any = DynamicCache(list(zip(tensors[::2], tensors[1::2], strict=True)))
+        outputs = self.model(**named, past_key_values=cache, use_cache=True)
+        kept = [tensor for layer in outputs.past_key_values.layers for tensor in (layer.keys, layer.values)]
+        return outputs.logits.to(torch.float32), *kept
 
     @property
     def takes_images(self) -> bool:

@@ -7,7 +7,7 @@ import gc
 import logging
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import onnx_ir as ir
 import torch
@@ -152,9 +152,17 @@ def _name_axes(model: ir.Model, signature: Signature) -> None:
     for value in values:
         if value.shape is not None:
             value.shape = ir.Shape(
-                [renamed.get(str(dim.value), dim.value) if isinstance(dim, ir.SymbolicDim) else dim
-                 for dim in value.shape]
-            )  # fmt: skip
+                [_named(dim, renamed) if isinstance(dim, ir.SymbolicDim) else dim for dim in value.shape]
+            )
+
+
+def _named(dim: ir.SymbolicDim, names: Mapping[str, str]) -> str | None:
+    """The name of a dimension, whose parts torch adds up in any order."""
+    known = names.get(str(dim.value))
+    parts = str(dim.value).split(" + ")
+    if known is None and len(parts) > 1 and all(part in names for part in parts):
+        known = " + ".join(sorted(names[part] for part in parts))
+    return known or dim.value
 
 
 def _drop_prefix(model: ir.Model, prefix: str) -> None:

@@ -10,6 +10,7 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from adakron_export.graph.layout import IDS
+from adakron_export.tasks import PAST
 
 _HALF = (ir.DataType.BFLOAT16, ir.DataType.FLOAT16)
 _MOVES_ONLY = {"Gather", "Identity", "Reshape", "Split", "Slice", "Squeeze", "Transpose", "Unsqueeze", "Expand"}
@@ -24,8 +25,11 @@ def emulate(model: ir.Model) -> ir.Model:
         if value.dtype in _HALF and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype("float32"), name=value.name)
             value.type = ir.TensorType(ir.DataType.FLOAT)  # a new one: clones share the types of their values
-    if any(value.name == IDS for value in graph.inputs):  # of a bank, whose stacks are then handed over in fp32
-        _widen_inputs(graph)
+    # The stacks of a bank, and keys and values of the past, are then handed over in fp32; images are not.
+    widened = any(value.name == IDS for value in graph.inputs)
+    for value in graph.inputs:
+        if value.dtype in _HALF and (widened or str(value.name).startswith(PAST)):
+            value.type = ir.TensorType(ir.DataType.FLOAT)
     for node in list(graph):
         _widen_attributes(node)
         for output in node.outputs:
@@ -35,12 +39,6 @@ def emulate(model: ir.Model) -> ir.Model:
                 if node.op_type not in _MOVES_ONLY:
                     _round(graph, node, output, half)
     return emulated
-
-
-def _widen_inputs(graph: ir.Graph) -> None:
-    for value in graph.inputs:
-        if value.dtype in _HALF:
-            value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def _widen_attributes(node: ir.Node) -> None:

@@ -7,19 +7,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adakron_export.checkpoints.task_model import Signature
+from adakron_export.checkpoints.task_model import Signature, cache_shape
 
-_TEXTS, _TOKENS, _IMAGES = 2, 8, 2  # no axis may be 0 or 1: torch.export takes those for constants
+_TEXTS, _TOKENS, _PAST, _IMAGES = 2, 8, 5, 2  # no axis may be 0 or 1: torch.export takes those for constants
 
 
 def sample_batch(config: Any, signature: Signature) -> dict[str, Tensor]:
-    """Every input of the signature: 2 texts of 8 random tokens, or 2 images.
+    """Every input of the signature: 2 texts of 8 random tokens, with a past of 5 where there is one, or 2 images.
 
     Args:
         config: The model's configuration: its vocabulary, or the size of its images.
         signature: Inputs of the model.
     """
-    return {name: _SAMPLES[name](config) for name in signature.inputs}
+    sample = {name: _SAMPLES[name](config) for name in signature.texts}
+    if signature.past:
+        shape = cache_shape(config)
+        kept = (_TEXTS, shape.heads, _PAST, shape.width)
+        sample |= {name: torch.randn(kept) for name in signature.past}
+        sample["attention_mask"] = torch.ones(_TEXTS, _PAST + _TOKENS, dtype=torch.int64)
+        if "position_ids" in sample:
+            sample["position_ids"] = sample["position_ids"] + _PAST
+    return sample
 
 
 def _tokens(config: Any) -> Tensor:

@@ -79,6 +79,17 @@ class BankRunner:
         feed[IDS] = _ids(chosen)
         return self._cut(self._inner.run_feed(feed, now.held), chosen)
 
+    def run_cached(self, batch: Batch, adapters: str | Sequence[str] | None = None) -> dict[str, Array]:
+        """Run one batch of a model with a cache; see `run` and `CachedRunner`."""
+        now, feed = self._now, self._inner.feed(batch)
+        feed[IDS] = _ids(self._chosen(now, adapters, len(next(iter(feed.values())))))
+        return self._inner.run_feed(feed, now.held, [info.name for info in self.manifest.outputs])
+
+    def held(self, name: str) -> tuple[HoldingRunner, dict[str, Any]]:
+        """The runtime, and what it holds of an adapter now: with it the graph is that adapter's."""
+        now = self._now
+        return self._inner, {**now.held, **self._inner.hold({IDS: _ids(self._chosen(now, name, 1))})}
+
     def prepare(self, batch: Batch, adapters: str | Sequence[str] | None = None) -> Callable[[], float]:
         """A timed run with the adapters that are there now; see `Runner.prepare` and `run`."""
         now, feed = self._now, self._inner.feed(batch)
@@ -200,6 +211,14 @@ class OneAdapter:
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
         return self.bank.run(batch, self.adapter)
+
+    def run_cached(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `CachedRunner`."""
+        return self.bank.run_cached(batch, self.adapter)
+
+    def held(self) -> tuple[HoldingRunner, dict[str, Any]]:
+        """The runtime, and what it holds of the adapter; see `BankRunner.held`."""
+        return self.bank.held(self.adapter)
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run; see `Runner.prepare`."""

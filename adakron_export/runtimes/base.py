@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from adakron_export.artifacts.manifest import TensorInfo
 from adakron_export.errors import RunnerError
 from adakron_export.files.records import read_object
+from adakron_export.tasks import PAST, without_cache
 from adakron_export.tokenization.encoding import padding_id
 
 Array = NDArray[Any]
@@ -24,8 +25,8 @@ class Runner(Protocol):
 
     Attributes:
         name: What it is, for reports, such as ``onnxruntime CPUExecutionProvider``.
-        input_names: Names of the inputs, in their order.
-        output_names: Names of the outputs, in their order.
+        input_names: Names of the inputs, in their order; keys and values of the past are none.
+        output_names: Names of the outputs, in their order; present keys and values are none.
         on_gpu: Whether it computes on a GPU.
     """
 
@@ -38,7 +39,8 @@ class Runner(Protocol):
         """Run one batch.
 
         Args:
-            batch: Every input by name, ``[batch, tokens]`` integers (or ``pixel_values``).
+            batch: Every input by name, ``[batch, tokens]`` integers (or ``pixel_values``). A model with a cache takes
+                keys and values of the past too, all of them or none; ``attention_mask`` then speaks of all tokens.
 
         Returns:
             Every output by name, float32.
@@ -53,6 +55,18 @@ class Runner(Protocol):
 
         Raises:
             RunnerError: The batch does not fit.
+        """
+        ...
+
+
+class CachedRunner(Runner, Protocol):
+    """A runner of a model that keeps the keys and values of what it read."""
+
+    def run_cached(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `Runner.run`.
+
+        Returns:
+            Every output by name, and the present keys and values, ``[batch, heads, tokens, width]`` each.
         """
         ...
 
@@ -86,8 +100,10 @@ class HoldingRunner(ArtifactRunner, Protocol):
         """Put arrays where the runtime computes; they must not change while a call reads them."""
         ...
 
-    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
-        """Run what `feed` made and other inputs beside it, with what `hold` holds.
+    def run_feed(
+        self, feed: Mapping[str, Array], held: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run what `feed` made and other inputs beside it, with what `hold` holds; ``names`` are other outputs.
 
         Raises:
             RunnerError: The runtime refuses it.
@@ -126,24 +142,35 @@ class GraphRunner(ABC, Generic[M]):
     def __init__(self, manifest: M, folder: Path) -> None:
         self.manifest = manifest
         self.pad_id, self._vocab_size = tokens_of(folder)
-        self.input_names = tuple(info.name for info in manifest.inputs)
-        self.output_names = tuple(info.name for info in manifest.outputs)
+        self.input_names = without_cache(info.name for info in manifest.inputs)
+        self.output_names = without_cache(info.name for info in manifest.outputs)
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
         return self.run_feed(self.feed(batch), {})
 
+    def run_cached(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `CachedRunner`."""
+        return self.run_feed(self.feed(batch), {}, [info.name for info in self.manifest.outputs])
+
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run; see `Runner.prepare`."""
         return self.prepare_feed(self.feed(batch), {})
 
-    def feed(self, batch: Batch) -> dict[str, Array]:
-        """A batch as the graph takes it; see `HoldingRunner`."""
-        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size)
+    def feed(self, batch: Batch, past: tuple[int, int] | None = None) -> dict[str, Array]:
+        """A batch as the graph takes it; see `HoldingRunner`.
+
+        Args:
+            batch: The batch.
+            past: How many texts, and tokens of each, the runtime holds keys and values of: the batch then has none.
+        """
+        return feed_of(batch, self.manifest.inputs, self.manifest.max_length, self._vocab_size, past=past)
 
     @abstractmethod
-    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
-        """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`."""
+    def run_feed(
+        self, feed: Mapping[str, Array], held: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
+        """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`. ``names`` are other outputs."""
 
     @abstractmethod
     def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
@@ -151,8 +178,9 @@ class GraphRunner(ABC, Generic[M]):
 
 
 def feed_of(
-    batch: Batch, inputs: Sequence[TensorInfo], max_length: int | None, vocab_size: int | None
-) -> dict[str, Array]:
+    batch: Batch, inputs: Sequence[TensorInfo], max_length: int | None, vocab_size: int | None,
+    past: tuple[int, int] | None = None,
+) -> dict[str, Array]:  # fmt: skip
     """The batch as the graph takes it.
 
     Args:
@@ -160,20 +188,60 @@ def feed_of(
         inputs: Inputs of the graph.
         max_length: The longest input, in tokens.
         vocab_size: Token ids lie below it; some runtimes would read another place of memory for others.
+        past: How many texts, and tokens of each, there are keys and values of elsewhere.
 
     Raises:
         RunnerError: The batch does not fit.
     """
-    check_batch(batch, tuple(info.name for info in inputs))
-    check_values(batch)
+    names, kept = without_cache(info.name for info in inputs), dict[str, Array]()
+    if past is None:
+        cached = [info for info in inputs if info.name.startswith(PAST)]
+        expected = [(each.name, each.shape[1], each.shape[3]) for each in cached]
+        kept = past_of(batch, expected, cached[0].dtype if cached else "")
+    given = {name: values for name, values in batch.items() if name not in kept}
+    texts, before = past or next((np.shape(array)[:3:2] for array in kept.values()), (None, 0))
+    check_batch(given, names, before=before)
+    if texts not in (None, len(next(iter(given.values())))):
+        raise RunnerError(f"the past is of {texts} texts, the batch has {len(next(iter(given.values())))}")
+    check_values(given)
     largest = int(np.max(batch["input_ids"])) if "input_ids" in batch else 0
     if vocab_size is not None and largest >= vocab_size:
         raise RunnerError(f"the batch has the token {largest}; the model's tokens lie below {vocab_size}")
-    feed = {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype) for info in inputs}
-    tokens = next(iter(feed.values())).shape[1]
+    feed = {info.name: np.ascontiguousarray(batch[info.name], dtype=info.dtype)
+            for info in inputs if info.name in names}  # fmt: skip
+    tokens = before + next(iter(feed.values())).shape[1]
     if max_length is not None and "input_ids" in feed and tokens > max_length:
         raise RunnerError(f"the batch is {tokens} tokens long, the model takes {max_length}; truncate the texts")
-    return feed
+    return {**feed, **kept}
+
+
+def past_of(batch: Batch, expected: Sequence[tuple[str, Any, Any]], dtype: Any) -> dict[str, Array]:
+    """The keys and values of a batch; of none that it has, empty ones.
+
+    Args:
+        batch: The batch.
+        expected: Name, heads and width of each.
+        dtype: What they are in.
+
+    Raises:
+        RunnerError: Some lack, or are of another shape.
+    """
+    given = [name for name, _, _ in expected if name in batch]
+    texts = len(next(iter(batch.values()), ()))
+    if not given:
+        return {name: np.zeros((texts, heads, 0, width), dtype) for name, heads, width in expected}
+    if len(given) < len(expected):
+        raise RunnerError(
+            f"the batch has {len(given)} of {len(expected)} keys and values of the past; give all or none"
+        )
+    tokens = np.shape(batch[given[0]])[2:3]
+    for name, heads, width in expected:
+        shape = np.shape(batch[name])
+        if shape != (texts, heads, *tokens, width):
+            raise RunnerError(
+                f"{name} has shape {shape}; it must be [{texts}, {heads}, tokens of the past, {width}], as all others"
+            )
+    return {name: np.ascontiguousarray(batch[name], dtype=dtype) for name in given}
 
 
 def check_values(batch: Batch) -> None:
@@ -210,8 +278,13 @@ def tokens_of(folder: Path) -> tuple[int, int | None]:
     return padding_id(config) or 0, size if isinstance(size, int) and size > 0 else None
 
 
-def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:
+def check_batch(batch: Batch, expected: tuple[str, ...], *, before: int = 0) -> None:
     """Raise unless the batch has exactly the inputs, all of one batch size and length.
+
+    Args:
+        batch: The batch, without keys and values.
+        expected: The inputs.
+        before: How many tokens the past has, of which the mask speaks too.
 
     Raises:
         RunnerError: The batch does not fit.
@@ -222,7 +295,13 @@ def check_batch(batch: Batch, expected: tuple[str, ...]) -> None:
         parts = ([f"lacks {', '.join(missing)}"] if missing else []) + ([f"has {', '.join(extra)}"] if extra else [])
         raise RunnerError(f"the batch {' and '.join(parts)}; the model's inputs are {', '.join(expected)}")
     shapes = {name: np.shape(batch[name]) for name in expected}
+    mask = shapes.get("attention_mask", ())
+    if before and len(mask) == 2:
+        shapes["attention_mask"] = (mask[0], mask[1] - before)
     if len(set(shapes.values())) > 1:
+        if before:
+            raise RunnerError(f"the inputs differ in shape, where attention_mask also has the {before} tokens of the "
+                              f"past: { {name: np.shape(batch[name]) for name in expected} }")  # fmt: skip
         raise RunnerError(f"the inputs differ in shape: {shapes}")
     shape = next(iter(shapes.values()))
     if "pixel_values" in expected:

@@ -9,9 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakron_export.checkpoints.task_model import TaskModel
+from adakron_export.checkpoints.task_model import TaskModel, cache_shape
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch, check_batch, check_values
+from adakron_export.runtimes.base import Array, Batch, check_batch, check_values, past_of
+from adakron_export.tasks import without_cache
 
 
 class EagerRunner:
@@ -35,8 +36,8 @@ class EagerRunner:
         self.on_gpu = device == "cuda"
         kind = {torch.float32: "fp32", torch.float64: "fp64"}.get(self._floating, str(self._floating)[6:])
         self.name = f"eager PyTorch {kind}" + (" on CUDA" if device == "cuda" else "")
-        self.input_names = tuple(model.signature.inputs)
-        self.output_names = tuple(model.signature.outputs)
+        self.input_names = model.signature.texts
+        self.output_names = without_cache(model.signature.outputs)
 
     @property
     def _floating(self) -> torch.dtype:
@@ -44,8 +45,13 @@ class EagerRunner:
 
     def run(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `Runner.run`."""
+        found = self.run_cached(batch)
+        return {name: found[name] for name in self.output_names}
+
+    def run_cached(self, batch: Batch) -> dict[str, Array]:
+        """Run one batch; see `CachedRunner`."""
         outputs = self._forward(self._tensors(batch))
-        return {name: out.cpu().numpy() for name, out in zip(self.output_names, outputs, strict=True)}
+        return {name: out.cpu().numpy() for name, out in zip(self.model.signature.outputs, outputs, strict=True)}
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run; see `Runner.prepare`. On CUDA the batch is there already, and events take the time."""
@@ -97,7 +103,13 @@ class EagerRunner:
         return found
 
     def _tensors(self, batch: Batch) -> list[Tensor]:
-        check_batch(batch, self.input_names)
-        check_values(batch)
-        tensors = [torch.from_numpy(np.ascontiguousarray(batch[name])).to(self.device) for name in self.input_names]
+        signature, past = self.model.signature, dict[str, Array]()
+        if signature.past:
+            shape = cache_shape(self.model.config)
+            past = past_of(batch, [(name, shape.heads, shape.width) for name in signature.past], np.float32)
+        given = {name: values for name, values in batch.items() if name not in past}
+        check_batch(given, self.input_names, before=next(iter(past.values())).shape[2] if past else 0)
+        check_values(given)
+        arrays = {**given, **past}
+        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])).to(self.device) for name in signature.inputs]
         return [tensor.to(self._floating) if tensor.is_floating_point() else tensor for tensor in tensors]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adakron_export.artifacts.artifact import Artifact
@@ -77,11 +77,13 @@ class OpenVinoRunner(GraphRunner[Manifest]):
         ov = require("openvino", extra="openvino")
         return {name: ov.Tensor(array, shared_memory=True) for name, array in stacks.items()}
 
-    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
+    def run_feed(
+        self, feed: Mapping[str, Array], held: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`."""
         with self._turn:
             self._infer(self._request, {**feed, **held})
-            return {name: self._request.get_tensor(name).data.copy() for name in self.output_names}
+            return {name: self._request.get_tensor(name).data.copy() for name in names or self.output_names}
 
     def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
         """A timed run of the same; see `HoldingRunner`."""

@@ -75,11 +75,20 @@ class OrtRunner(GraphRunner[Manifest]):
         device = "cuda" if self.device in ("cuda", "tensorrt") else "cpu"
         return {name: ort.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in stacks.items()}
 
-    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
+    def run_feed(
+        self, feed: Mapping[str, Array], held: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`."""
+        options, wanted = self._run_options(_UNRECORDED), list(names or self.output_names)
+        outputs = self._guarded(lambda: self.session.run(wanted, {**feed, **held}, options))
+        return dict(zip(wanted, outputs, strict=True))
+
+    def run_bound(self, binding: Any) -> None:
+        """Run what is bound to its places."""
         options = self._run_options(_UNRECORDED)
-        outputs = self._guarded(lambda: self.session.run(list(self.output_names), {**feed, **held}, options))
-        return dict(zip(self.output_names, outputs, strict=True))
+        self._guarded(lambda: self.session.run_with_iobinding(binding, options))
+        if self.on_gpu:
+            binding.synchronize_outputs()
 
     def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
         """A timed run of the same; see `HoldingRunner`."""

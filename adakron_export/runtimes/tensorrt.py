@@ -6,7 +6,7 @@ import itertools
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from adakron_export.artifacts.engine import EngineFolder, EngineManifest
@@ -65,13 +65,16 @@ class TensorRTRunner(GraphRunner[EngineManifest]):
             self._memory.synchronize()
         return held
 
-    def run_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Array]:
+    def run_feed(
+        self, feed: Mapping[str, Array], held: Mapping[str, Any], names: Sequence[str] | None = None
+    ) -> dict[str, Array]:
         """Run what `feed` made, beside what `hold` holds; see `HoldingRunner`."""
         with self._turn, self._memory.on_stream():
             launch = self._launch(feed, held)
             launch.put(feed)
             launch.start()
-            return launch.get()
+            found = launch.get()
+        return {name: found[name] for name in names or self.output_names}
 
     def prepare_feed(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> Callable[[], float]:
         """A timed run of the same; see `HoldingRunner`."""

@@ -17,6 +17,7 @@ from adakron_export.backbones.table import backbone_row
 from adakron_export.errors import AdaKronError, ArtifactError, told_as
 from adakron_export.files.records import read_object, record_of
 from adakron_export.runtimes.space import InputSpace
+from adakron_export.tasks import without_cache
 from adakron_export.tokenization.encoding import padding_id
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def model_space(model: TaskModel, folder: Path | None = None) -> InputSpace:
     from adakron_export.checkpoints.task_model import position_limit
 
     longest = position_limit(model.model)
-    return _space(tuple(model.signature.inputs), model.config.to_dict(), longest, folder)
+    return _space(model.signature.texts, model.config.to_dict(), longest, folder)
 
 
 def exported_space(exported: Artifact | EngineFolder) -> InputSpace:
@@ -67,7 +68,7 @@ def exported_space(exported: Artifact | EngineFolder) -> InputSpace:
     Raises:
         ArtifactError: The configuration cannot be read.
     """
-    names = tuple(info.name for info in exported.manifest.inputs)
+    names = without_cache(info.name for info in exported.manifest.inputs)
     try:
         space = _space(names, read_config(exported), exported.manifest.max_length, exported.folder)
     except (ValueError, KeyError, TypeError, AttributeError) as error:

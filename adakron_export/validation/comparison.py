@@ -26,6 +26,7 @@ from adakron_export.subjects.opening import Purpose, open_artifact_on, open_mode
 from adakron_export.subjects.space import model_space
 from adakron_export.subjects.subject import Subject
 from adakron_export.validation.batches import make_batches
+from adakron_export.validation.decoding import compare_writing, decoding_batches, keeps_cache
 from adakron_export.validation.identity import differences, identity_of
 from adakron_export.validation.parity import ParityReport, compare
 
@@ -125,11 +126,24 @@ class Sides:
     space: InputSpace
     tolerance: Tolerance
 
+    def batches(self, *, seed: int = 0) -> list[NamedBatch]:
+        """What to run both sides on: `make_batches`, and where both keep a cache the steps of writing."""
+        made = make_batches(self.space, seed=seed)
+        return [*made, *decoding_batches(self.reference.runner, self.space, seed=seed)] if self.writes else made
+
+    @property
+    def writes(self) -> bool:
+        """Whether both sides write with a cache."""
+        return keeps_cache(self.reference.runner) and keeps_cache(self.candidate.runner)
+
     def compare(self, batches: Sequence[NamedBatch], *, seed: int) -> ParityReport:
-        """Run both sides on batches, which were made with a seed."""
+        """Run both sides on batches, which were made with a seed, and let them write where all are run."""
         reference, candidate = self.reference, self.candidate
         try:
             rows = compare(reference.runner, candidate.runner, batches, tolerance=self.tolerance)
+            if self.writes and len(batches) > 1:
+                _log.info("write the likeliest tokens")
+                rows += compare_writing(reference.runner, candidate.runner, self.space, self.tolerance, seed=seed)
         except ValueError as error:
             wrong = (f"outputs: {error}",)
             return not_comparable(reference, candidate, tolerance=self.tolerance, seed=seed, mismatches=wrong)
@@ -160,7 +174,8 @@ def prove(
     reference = open_model(eager, Subject(str(artifact.folder)))
     candidate = OpenedArtifact(subject, open_artifact_on(artifact, device, purpose=Purpose.COMPARE), artifact)
     space = replace(reference.space, vocabulary=artifact.calibration_tokens())
-    report = Sides(reference, candidate, space, tolerance).compare(make_batches(space), seed=0)
+    sides = Sides(reference, candidate, space, tolerance)
+    report = sides.compare(sides.batches(), seed=0)
     graph = graph_of(candidate)
     assert graph is not None
     _log.info("compare the weights")

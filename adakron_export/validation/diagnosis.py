@@ -10,6 +10,7 @@ from adakron_export.backbones.table import backbone_row
 from adakron_export.graph.passes.bank import BankPass, OneAdapterPass
 from adakron_export.graph.passes.static_quantization import Kind, smoothing_in
 from adakron_export.graph.tolerance import Tolerance
+from adakron_export.runtimes.base import Array
 from adakron_export.runtimes.space import NamedBatch
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.subjects.opened import Opened, OpenedArtifact, OpenedCheckpoint, bank_rows_of
@@ -89,6 +90,12 @@ def _trace(graph: ir.Model, opened: OpenedArtifact, batch: NamedBatch) -> list[T
     return trace_graph(graph, opened.artifact.manifest, batch.inputs, device=device)
 
 
+def _mask(batch: NamedBatch) -> Array | None:
+    """The mask of the tokens that are read, without those of the past."""
+    mask = batch.inputs.get("attention_mask")
+    return None if mask is None else mask[:, -batch.inputs["input_ids"].shape[1] :]
+
+
 def _traced_artifact(
     reference: OpenedArtifact, nodes: list[TracedNode], batch: NamedBatch, tolerance: Tolerance
 ) -> _Traced:
@@ -98,7 +105,7 @@ def _traced_artifact(
     others = _nodes_of(reference, batch)
     expected = {layer: values[-1] for layer, values in module_values(others).items() if values}
     found = module_values(nodes)
-    layers = layer_errors(expected, found, {}, tolerance=tolerance, mask=batch.inputs.get("attention_mask"))
+    layers = layer_errors(expected, found, {}, tolerance=tolerance, mask=_mask(batch))
     suffix = ".projection"  # what `fold` calls the layer that an adapter follows
     adapters = {layer.removesuffix(suffix) for layer in found if layer.endswith(suffix)}
     return _Traced(layers, nodes, others, adapters)
@@ -123,7 +130,7 @@ def _traced_checkpoint(
     fresh = _trace(_exported_anew(reference, candidate, batch), candidate, batch)
     layers = layer_errors(
         expected, module_values(nodes), module_values(fresh), tolerance=tolerance,
-        mask=batch.inputs.get("attention_mask"),
+        mask=_mask(batch),
     )  # fmt: skip
     return _Traced(layers, nodes, fresh, adapters)
 

@@ -118,14 +118,13 @@ def layer_errors(
         if layer not in reference:
             continue
         of_reference = reference[layer]
-        of_candidate = _same_shape(of_reference, values)
+        of_fresh, of_candidate = _same_value(of_reference, fresh.get(layer, ()), values)
         if of_candidate is None:
             continue
         per_token = mask is not None and of_reference.shape[:2] == mask.shape and of_reference.ndim > 2
         kept = mask.astype(bool) if mask is not None and per_token else ...
         scale = float(np.abs(of_reference[kept]).max(initial=0.0))
         limit = tolerance.limit(of_reference[kept])
-        of_fresh = _same_shape(of_reference, fresh.get(layer, ()))
         if of_fresh is not None:
             rounding = _NOISE * _distance(of_reference[kept], of_fresh[kept]) + _FLOOR * max(scale, 1e-3)
             limit = min(max(limit, _ROUNDING * scale), rounding)  # where the export itself is wrong, rounding is large
@@ -170,6 +169,20 @@ def _innermost_first(layers: Sequence[LayerError]) -> list[LayerError]:
 
 def _is_in(module: str, layer: str) -> bool:
     return module == layer or module.startswith(layer + ".")
+
+
+def _same_value(
+    reference: Array, fresh: Sequence[Array], values: Sequence[Array]
+) -> tuple[Array | None, Array | None]:
+    """Which of a layer's values is the reference's, in a fresh export and in the candidate.
+
+    A layer may hand on several values of one shape, such as cosines and sines: the fresh export shows which it is.
+    """
+    alike = [index for index, value in enumerate(fresh) if value.shape == reference.shape]
+    if len(alike) > 1 and [value.shape for value in fresh] == [value.shape for value in values]:
+        nearest = min(reversed(alike), key=lambda index: _distance(reference, fresh[index]))
+        return fresh[nearest], values[nearest]
+    return _same_shape(reference, fresh), _same_shape(reference, values)
 
 
 def _same_shape(reference: Array, values: Sequence[Array]) -> Array | None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from adakron_export.graph.tolerance import Tolerance
 from adakron_export.quantities import as_json
 from adakron_export.runtimes.base import Array, Runner
 from adakron_export.runtimes.space import NamedBatch
+from adakron_export.tasks import PRESENT
 
 if TYPE_CHECKING:
     from adakron_export.validation.accuracy import AccuracyReport
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-AT_LEAST = ("cosine", "top1_agreement")  # the other metrics are errors, of which less is better
+AT_LEAST = ("cosine", "top1_agreement", "token_identity")  # the other metrics are errors, of which less is better
 _PER_TOKEN = ("start_logits", "end_logits")
 _SCORES = ("logits", *_PER_TOKEN)
 _ABOVE_NOISE = 10  # a vector shorter than so many times the error allowed has no direction to compare
@@ -82,8 +83,8 @@ class OutputParity:
 
     @property
     def max_abs_error(self) -> float:
-        """The largest difference; ``inf`` where a value is not finite."""
-        return next(check.value for check in self.checks if check.metric == "max_abs_error")
+        """The largest difference; ``inf`` where a value is not finite, and 0 of tokens, which differ or do not."""
+        return next((check.value for check in self.checks if check.metric == "max_abs_error"), 0.0)
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
@@ -192,9 +193,36 @@ def compare(
     for number, batch in enumerate(batches, 1):
         shape = next(iter(batch.inputs.values())).shape
         _log.info("batch %s of %s: %s, %s", number, len(batches), batch.name, "x".join(map(str, shape)))
-        of_reference, of_candidate = reference.run(batch.inputs), candidate.run(batch.inputs)
+        of_reference, of_candidate = _outputs(reference, batch), _outputs(candidate, batch)
         rows += compare_outputs(batch, of_reference, of_candidate, tolerance, outputs=reference.output_names)
+        kept = [name for name in of_reference if name.startswith(PRESENT) and name in of_candidate]
+        if kept:
+            rows.append(_worst(compare_outputs(batch, of_reference, of_candidate, tolerance, outputs=kept)))
     return rows
+
+
+def _outputs(runner: Any, batch: NamedBatch) -> dict[str, Array]:
+    """All that a runner puts out, what it keeps among them."""
+    run: Callable[..., dict[str, Array]] = getattr(runner, "run_cached", runner.run)
+    return run(batch.inputs)
+
+
+def _worst(rows: Sequence[OutputParity]) -> OutputParity:
+    """Keys and values of all layers in one row: of each metric the one that is nearest to its limit, or over it."""
+    worst: dict[str, Check] = {}
+    for check in (check for row in rows for check in row.checks):
+        known = worst.get(check.metric)
+        if known is None or _share(check) > _share(known):
+            worst[check.metric] = check
+    return replace(
+        rows[0], output="present", non_finite=sum(row.non_finite for row in rows), checks=tuple(worst.values())
+    )
+
+
+def _share(check: Check) -> float:
+    """How much of what is allowed was used."""
+    value, limit = (1 - check.value, 1 - check.limit) if check.metric in AT_LEAST else (check.value, check.limit)
+    return value / limit if limit else float("inf") if value else 0.0
 
 
 def compare_outputs(
@@ -216,7 +244,13 @@ def _compare_output(
         texts = mask.any(axis=1)
         undefined = int((~np.isfinite(candidate[~texts])).sum())
         reference, candidate, mask = reference[texts], candidate[texts], mask[texts]
-    kept = mask.astype(bool) if mask is not None and (reference.ndim == 3 or name in _PER_TOKEN) else ...
+    if name.startswith(PRESENT):  # [batch, heads, tokens, width]
+        reference, candidate = reference.swapaxes(1, 2), candidate.swapaxes(1, 2)
+        kept: Any = mask.astype(bool) if mask is not None else ...
+    else:
+        if mask is not None and len(shape) == 2:
+            mask = mask[:, -shape[1] :]  # of the new tokens
+        kept = mask.astype(bool) if mask is not None and (reference.ndim == 3 or name in _PER_TOKEN) else ...
     kept_reference, kept_candidate = reference[kept].astype(np.float64), candidate[kept].astype(np.float64)
     if undefined:
         checks = [Check("max_abs_error", float("inf"), tolerance.limit(kept_reference))]
@@ -277,15 +311,20 @@ def _scores(name: str, output: Array, mask: Array | None) -> Array:
 def _softmax_checks(reference: Array, candidate: Array, tolerance: Tolerance) -> list[Check]:
     if reference.shape[-1] < 2:
         return []
-    ordered = np.sort(reference, axis=-1)
-    tied = ordered[:, -1] - ordered[:, -2] <= 2 * (tolerance.absolute + tolerance.relative * np.abs(ordered[:, -1]))
-    agree = (reference.argmax(-1) == candidate.argmax(-1)) | tied
+    agree = (reference.argmax(-1) == candidate.argmax(-1)) | is_tied(reference, tolerance)
     log_reference, log_candidate = _log_softmax(reference), _log_softmax(candidate)
     divergence = (np.exp(log_reference) * (log_reference - log_candidate)).sum(-1)
     return [
         Check("top1_agreement", float(agree.mean()), tolerance.top1),
         Check("kl", float(np.maximum(divergence, 0.0).max(initial=0.0)), tolerance.kl),
     ]
+
+
+def is_tied(scores: Array, tolerance: Tolerance) -> Array:
+    """Whether the two largest scores of each row, ``[rows, classes]``, are nearer than what is allowed of both."""
+    ordered = np.sort(scores, axis=-1)
+    allowed = 2 * (tolerance.absolute + tolerance.relative * np.abs(ordered[:, -1]))
+    return np.asarray(ordered[:, -1] - ordered[:, -2] <= allowed)
 
 
 def _log_softmax(scores: Array) -> Array:

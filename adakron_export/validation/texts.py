@@ -178,7 +178,7 @@ def read_evaluation(text: Text, model: TextModel, *, limit: int | None = None, s
         raise DataError(f"limit is {limit}; it must be at least 1")
     rows = _rows_of(text, limit, seed)
     task, settings = model.task, text.settings
-    labelled = task in TRAINED_TASKS and task is not Task.TEXT_GENERATION and len(rows.columns) > 1
+    labelled = task in TRAINED_TASKS and not task.writes and len(rows.columns) > 1
     if labelled:
         rows, columns = choose_columns(rows, settings, task=task, glue=glue_task(text.source))
     else:

@@ -17,7 +17,6 @@ from adakron_export.runtimes.bank import BankRunner, OneAdapter
 from adakron_export.subjects.opened import OpenedArtifact
 from adakron_export.subjects.opening import Purpose, is_bank, open_artifact_on, open_subject, task_of_exported
 from adakron_export.subjects.subject import Subject, as_subject
-from adakron_export.validation.batches import make_batches
 from adakron_export.validation.comparison import (
     Sides,
     common_space,
@@ -62,7 +61,7 @@ def prove(artifact: Artifact, members: Sequence[Member], limits: Limits) -> dict
         held = dtype_of(candidate, graph)
         with member.eager() as reference:
             sides = Sides(reference, candidate, common_space(reference, candidate, graph), limits.tolerance(held))
-            report = sides.compare(make_batches(sides.space), seed=0)
+            report = sides.compare(sides.batches(), seed=0)
             answers = answered(answers, member.name, reference)
             if member.name != BASE:  # whose labels and weights are those of no checkpoint
                 mismatches = (*report.mismatches, *mismatches_of(reference, candidate, graph))

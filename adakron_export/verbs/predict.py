@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from adakron_export.artifacts.adapters import adapter_folder, read_record
 from adakron_export.artifacts.artifact import Artifact, opened_with
@@ -14,14 +14,20 @@ from adakron_export.data import predictions
 from adakron_export.data.image_input import image_reader
 from adakron_export.data.predictions import Classes
 from adakron_export.errors import ArtifactError, RunnerError, first_few
+from adakron_export.extras import require
 from adakron_export.files.records import read_object
 from adakron_export.runtimes.base import ArtifactRunner
 from adakron_export.runtimes.batching import BATCH_SIZE, Outputs, run_texts
+from adakron_export.runtimes.decoding import decoder_of
+from adakron_export.runtimes.generation import Writing, write_greedily
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.subjects.opening import open_artifact_on
 from adakron_export.subjects.space import labels_of, read_config
 from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import Encoded, Text, TextEncoder, padding_id
+
+if TYPE_CHECKING:
+    from adakron_export.runtimes.bank import BankRunner
 
 _log = logging.getLogger(__name__)
 
@@ -44,8 +50,10 @@ def predict(
     batch_size: int = BATCH_SIZE,
     top_k: int | None = None,
     max_new_tokens: int | None = None,
+    num_beams: int | None = None,
     adapter: str | Sequence[str] | None = None,
     skip_damaged: bool = False,
+    on_text: Callable[[int, str], None] | None = None,
 ) -> list[Any]:
     """What a model answers to each text or image; texts that are about as long as one another run together.
 
@@ -57,8 +65,11 @@ def predict(
         batch_size: The most texts that run together.
         top_k: How many classes or tokens to give; the best class, or 5 tokens, by default.
         max_new_tokens: How much to write; what the model's generation settings say, or 50, by default.
+        num_beams: How many continuations to follow at once, in text generation with a cache; needs PyTorch.
         adapter: The adapter of a bank that answers, or one for each text or image.
         skip_damaged: Leave out adapters of a bank whose files are damaged.
+        on_text: Called with the place of a text and each piece that is written of it, of one text after the other; for
+            text generation with a cache and without beams.
 
     Returns:
         By text or image: ``{label, score}`` of a class, a list of them where several hold or were asked for, and of a
@@ -72,14 +83,14 @@ def predict(
         RunnerError: There is no text, one is not of the kind that the task needs, or an option is not for the task;
             or there is no such adapter.
     """
-    _check_numbers(texts, batch_size=batch_size, top_k=top_k, max_new_tokens=max_new_tokens)
+    _check_numbers(texts, batch_size=batch_size, top_k=top_k, max_new_tokens=max_new_tokens, num_beams=num_beams)
     _log.info("open the artifact")
     runtime_on(device)
 
     def opened(found: Artifact) -> _ImagePredictor | _Predictor:
         """Read all that is needed; what cannot be answered is refused before."""
         task = Task(found.manifest.task)
-        _check_options(task, top_k, max_new_tokens)
+        _check_options(task, top_k, {"max_new_tokens": max_new_tokens, "num_beams": num_beams, "on_text": on_text})
         if skip_damaged and found.manifest.bank is None:
             raise RunnerError(f"{found.folder} is no bank, which skip_damaged is for; leave it out")
         chosen = _Chosen(found, adapter, len(texts))
@@ -96,8 +107,8 @@ def predict(
     task = predictor.task
     pairs = [_text(text, index, task) for index, text in enumerate(texts, 1)]
     _log.info("run the model on %s text(s)", len(texts))
-    if task is Task.TEXT_GENERATION:
-        return predictor.write(pairs, max_new_tokens)
+    if task.writes:
+        return predictor.write(pairs, max_new_tokens, num_beams, on_text)
     return {
         Task.TEXT_CLASSIFICATION: predictor.classify,
         Task.TOKEN_CLASSIFICATION: predictor.tag,
@@ -115,11 +126,14 @@ def _check_numbers(texts: Sequence[Any], **numbers: int | None) -> None:
             raise RunnerError(f"{name} is {number}; it must be at least 1")
 
 
-def _check_options(task: Task, top_k: int | None, max_new_tokens: int | None) -> None:
+def _check_options(task: Task, top_k: int | None, of_writing: Mapping[str, Any]) -> None:
     if top_k is not None and task not in (Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION, Task.FILL_MASK):
         raise RunnerError(f"top_k is for classification of texts or images and for fill-mask; {task} has one answer")
-    if max_new_tokens is not None and task is not Task.TEXT_GENERATION:
-        raise RunnerError(f"max_new_tokens is for text-generation; this model is for {task}")
+    for name, value in of_writing.items():
+        if value is not None and not task.writes:
+            raise RunnerError(f"{name} is for text-generation; this model is for {task}")
+        if value is not None and name != "max_new_tokens" and task is Task.TEXT_GENERATION:
+            raise RunnerError(f"{name} needs a cache; export the model as text-generation-with-past")
 
 
 class _Chosen:
@@ -275,10 +289,15 @@ class _Predictor:
         prepared = [prompt + (str(text).lower() if lower else str(text)) for text in texts]
         return [row["sentence_embedding"].tolist() for row in self._run(self.encoder.encode(prepared))]
 
-    def write(self, texts: Sequence[Text], max_new_tokens: int | None) -> list[Any]:
-        """The likeliest token, one after the other."""
+    def write(
+        self, texts: Sequence[Text], max_new_tokens: int | None, num_beams: int | None,
+        on_text: Callable[[int, str], None] | None,
+    ) -> list[Any]:  # fmt: skip
+        """The likeliest token, one after the other; or the best of several continuations."""
         settings = _read(self.folder / "generation_config.json")
         other = [name for name, plain in _OTHER_GENERATION.items() if settings.get(name) not in (None, plain)]
+        if num_beams is not None and "num_beams" in other:
+            other.remove("num_beams")
         if other:
             raise RunnerError(
                 f"the model's generation settings have {', '.join(other)}; predict takes the likeliest token: use "
@@ -287,19 +306,78 @@ class _Predictor:
         if settings.get("do_sample"):
             _log.info("the model's generation settings ask for sampling; predict takes the likeliest token")
         ends = settings.get("eos_token_id", self.config.get("eos_token_id"))
-        stops = {ends} if isinstance(ends, int) else {*(ends or ())}
-        count = max_new_tokens or settings.get("max_new_tokens") or _NEW_TOKENS
-        found = []
-        for index, (text, encoded) in enumerate(zip(texts, self.encoder.encode(texts), strict=True)):
-            ids = list(encoded.ids)
-            while len(ids) - len(encoded.ids) < count and len(ids) < self.encoder.max_length:
-                ids.append(int(self._run([Encoded(ids, [0] * len(ids), source=index)])[0]["logits"][-1].argmax()))
-                if ids[-1] in stops:
-                    break
-            found.append(
-                {"generated_text": str(text) + self.encoder.decode(ids)[len(self.encoder.decode(encoded.ids)) :]}
-            )
-        return found
+        writing = Writing(
+            count=max_new_tokens or settings.get("max_new_tokens") or _NEW_TOKENS,
+            ends={ends} if isinstance(ends, int) else {*(ends or ())},
+            limit=self.encoder.max_length,
+        )
+        encoded = self.encoder.encode(texts)
+        if self.task is Task.TEXT_GENERATION:
+            written = [self._written_anew(each, writing) for each in encoded]
+        elif num_beams is not None and num_beams > 1:
+            if on_text is not None:
+                raise RunnerError("several beams show no text before they end; leave on_text or num_beams out")
+            written = self._beams(encoded, writing, num_beams)
+        else:
+            written = self._greedy(encoded, writing, on_text)
+        return [
+            {"generated_text": str(text) + self._continued(each.ids, tokens)}
+            for text, each, tokens in zip(texts, encoded, written, strict=True)
+        ]
+
+    def _continued(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        return self.encoder.decode([*prompt, *tokens])[len(self.encoder.decode(list(prompt))) :]
+
+    def _written_anew(self, encoded: Encoded, writing: Writing) -> list[int]:
+        """Without a cache: the whole text is read for each token."""
+        ids = list(encoded.ids)
+        while len(ids) - len(encoded.ids) < writing.count and len(ids) < self.encoder.max_length:
+            one = Encoded(ids, [0] * len(ids), source=encoded.source)
+            ids.append(int(self._run([one])[0]["logits"][-1].argmax()))
+            if ids[-1] in writing.ends:
+                break
+        return ids[len(encoded.ids) :]
+
+    def _greedy(
+        self, encoded: Sequence[Encoded], writing: Writing, on_text: Callable[[int, str], None] | None
+    ) -> list[list[int]]:  # fmt: skip
+        names, written = self.chosen.at([each.source for each in encoded]), list[list[int]]()
+        for part in self._parts(len(encoded), names, 1 if on_text else self.batch_size):
+            prompts = [encoded[row].ids for row in part]
+            told = None if on_text is None else _Told(partial(self._continued, prompts[0]), partial(on_text, part[0]))
+            written += write_greedily(
+                decoder_of(self._runner_of(names, part[0])), prompts, writing, names=self.runner.input_names,
+                pad_id=self.runner.pad_id, on_token=told,
+            )  # fmt: skip
+        return written
+
+    def _beams(self, encoded: Sequence[Encoded], writing: Writing, num_beams: int) -> list[list[int]]:
+        torch = require("torch", extra="export")
+        from adakron_export.subjects.transformers_model import OnnxModel
+
+        names, written = self.chosen.at([each.source for each in encoded]), list[list[int]]()
+        for row, each in enumerate(encoded):
+            model = OnnxModel.of_runner(self._runner_of(names, row), self.folder)
+            found = model.generate(
+                torch.tensor([each.ids]), num_beams=num_beams, max_new_tokens=writing.count, do_sample=False,
+                pad_token_id=self.runner.pad_id,
+            )  # fmt: skip
+            written.append(found[0, len(each.ids) :].tolist())
+        return written
+
+    def _parts(self, count: int, names: Sequence[str] | None, size: int) -> list[list[int]]:
+        """Texts that are written together: those that follow one another, of one adapter."""
+        parts: list[list[int]] = []
+        for row in range(count):
+            last = parts[-1] if parts else []
+            if last and len(last) < size and (names is None or names[last[0]] == names[row]):
+                last.append(row)
+            else:
+                parts.append([row])
+        return parts
+
+    def _runner_of(self, names: Sequence[str] | None, row: int) -> ArtifactRunner:
+        return self.runner if names is None else cast("BankRunner", self.runner).adapter(names[row])
 
     def _run(self, encoded: Sequence[Encoded]) -> list[Outputs]:
         kinds = max(1, self.config.get("type_vocab_size") or 1)
@@ -316,6 +394,20 @@ class _Predictor:
                 f"{self.folder} has only a slow tokenizer, which does not tell where in a text a token is; save a "
                 "fast one (tokenizer.json) beside the adapter and export again"
             )
+
+
+class _Told:
+    """Tells what was written, piece by piece; half a character waits for its other half."""
+
+    def __init__(self, text_of: Callable[[Sequence[int]], str], tell: Callable[[str], None]) -> None:
+        self._text_of, self._tell = text_of, tell
+        self._told = 0
+
+    def __call__(self, tokens: Sequence[int]) -> None:
+        text = self._text_of(tokens)
+        if not text.endswith("\ufffd"):
+            self._tell(text[self._told :])
+            self._told = len(text)
 
 
 def _read(file: Path) -> dict[str, Any]:

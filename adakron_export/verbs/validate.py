@@ -16,7 +16,6 @@ from adakron_export.runtimes.space import InputSpace, NamedBatch
 from adakron_export.subjects.opened import Opened, OpenedArtifact, OpenedCheckpoint, tokenizer_folder
 from adakron_export.subjects.opening import Purpose, open_subject, task_of_exported
 from adakron_export.subjects.subject import Subject, as_subject
-from adakron_export.validation.batches import make_batches
 from adakron_export.validation.comparison import (
     Sides,
     common_space,
@@ -81,7 +80,7 @@ def validate(
         return not_comparable(reference, candidate, tolerance=tolerance, seed=seed, mismatches=mismatches)
     sides = Sides(reference, _as_it_is(candidate, graph), common_space(reference, candidate, graph), tolerance)
     texts = _read_text(asked, reference, sides.space) if data is not None else None
-    made = _chosen([*make_batches(sides.space, seed=seed), *(texts.batches if texts else ())], asked.batches.batch)
+    made = _chosen([*sides.batches(seed=seed), *(texts.batches if texts else ())], asked.batches.batch)
     one = asked.batches.batch is not None
     generated = [each for each in made if not each.name.startswith("data-")]
     report = sides.compare(made if one else generated, seed=seed)

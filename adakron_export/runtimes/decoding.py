@@ -1,0 +1,133 @@
+"""Steps of a model with a cache: the keys and values of what was read stay where the runtime computes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from adakron_export.errors import RunnerError
+from adakron_export.runtimes.base import Array, Batch
+from adakron_export.tasks import PAST, PRESENT
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The keys and values of what was read.
+
+    Attributes:
+        values: By the names of the inputs, as the runtime holds them: ``[batch, heads, tokens, width]`` each.
+        texts: How many texts there are.
+        tokens: How many tokens were read of each, padding among them.
+    """
+
+    values: Mapping[str, Any]
+    texts: int
+    tokens: int
+
+
+class Decoder(Protocol):
+    """What reads tokens one after the other."""
+
+    def step(self, batch: Batch, kept: Kept | None) -> tuple[Array, Kept]:
+        """Read more tokens.
+
+        Args:
+            batch: The new tokens and their positions; ``attention_mask`` speaks of all that were read.
+            kept: What was kept of those before; it stays as it is.
+
+        Returns:
+            The logits of the new tokens, and what is kept now.
+
+        Raises:
+            RunnerError: The batch does not fit the past.
+        """
+        ...
+
+    def select(self, kept: Kept, rows: Sequence[int] | Array) -> Kept:
+        """What is kept of some rows, in another order, or several times."""
+        ...
+
+    def crop(self, kept: Kept, tokens: int) -> Kept:
+        """What is kept of the first so many tokens."""
+        ...
+
+
+class ArrayDecoder:
+    """Steps of any runner with a cache, whose keys and values are arrays.
+
+    Args:
+        runner: The runner.
+    """
+
+    def __init__(self, runner: Any) -> None:
+        self._runner = runner
+
+    def step(self, batch: Batch, kept: Kept | None) -> tuple[Array, Kept]:
+        """Read more tokens; see `Decoder.step`."""
+        found = self._runner.run_cached({**batch, **(kept.values if kept else {})})
+        return found["logits"], kept_of({name: value for name, value in found.items() if name.startswith(PRESENT)})
+
+    def select(self, kept: Kept, rows: Sequence[int] | Array) -> Kept:
+        """What is kept of some rows; see `Decoder.select`."""
+        return kept_of({name: np.ascontiguousarray(np.asarray(value)[rows]) for name, value in kept.values.items()})
+
+    def crop(self, kept: Kept, tokens: int) -> Kept:
+        """What is kept of the first tokens; see `Decoder.crop`."""
+        return kept_of(
+            {name: np.ascontiguousarray(np.asarray(value)[:, :, :tokens]) for name, value in kept.values.items()}
+        )
+
+
+def decoder_of(runner: Any) -> Decoder:
+    """Steps of a runner of an exported model with a cache; of a bank's, those of one of its adapters."""
+    from adakron_export.runtimes.bank import OneAdapter
+    from adakron_export.runtimes.ort import OrtRunner
+    from adakron_export.runtimes.ort_decoding import OrtDecoder
+
+    if isinstance(runner, OneAdapter):
+        inner, beside = runner.held()
+        return OrtDecoder(inner, beside) if isinstance(inner, OrtRunner) else ArrayDecoder(runner)
+    return OrtDecoder(runner) if isinstance(runner, OrtRunner) else ArrayDecoder(runner)
+
+
+def kept_of(values: Mapping[str, Any]) -> Kept:
+    """What is kept, by the names of outputs or of inputs."""
+    shape = np.shape(next(iter(values.values())))
+    return Kept({past_name(name): value for name, value in values.items()}, shape[0], shape[2])
+
+
+def past_name(name: str) -> str:
+    """The input that takes what an output puts out."""
+    return PAST + name.removeprefix(PRESENT) if name.startswith(PRESENT) else name
+
+
+def inputs_of(names: Collection[str], ids: Array, mask: Array) -> dict[str, Array]:
+    """The inputs of a step.
+
+    Args:
+        names: Those that the model takes.
+        ids: The new tokens, ``[texts, tokens]``.
+        mask: Which of all tokens, with those that were read, are no padding.
+    """
+    every = {
+        "input_ids": ids,
+        "attention_mask": mask,
+        "token_type_ids": np.zeros_like(ids),
+        "position_ids": np.clip(mask.cumsum(-1) - 1, 0, None)[:, -ids.shape[1] :],
+    }
+    return {name: array for name, array in every.items() if name in names}
+
+
+def check_room(length: int, limit: int | None) -> None:
+    """Raise where a prompt leaves no room for a token.
+
+    Raises:
+        RunnerError: It does not.
+    """
+    if limit is not None and length >= limit:
+        raise RunnerError(
+            f"the prompt has {length} tokens, and the model reads {limit} with what it writes; shorten the prompt"
+        )

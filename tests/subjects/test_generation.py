@@ -1,0 +1,248 @@
+"""Decoders with a cache: what they write is what eager PyTorch writes, token by token."""
+
+import json
+
+import numpy as np
+import onnx_ir as ir
+import onnxruntime as ort
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, TextIteratorStreamer
+
+from adakron_export import (
+    BankSettings,
+    Batches,
+    ExportSettings,
+    OnnxModel,
+    Subject,
+    create_bank,
+    export_onnx,
+    load_model,
+    open_runner,
+    predict,
+    validate,
+)
+from adakron_export.checkpoints.kinds import base_of
+from adakron_export.errors import RunnerError
+from adakron_export.runtimes.decoding import decoder_of, inputs_of
+from adakron_export.tasks import Task
+from tampered import changed
+from tiny import adapted, backbone_of, save_backbone
+
+DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
+WINDOWED = {"mistral": {"sliding_window": 8}}
+WAYS = {
+    "greedy": {},
+    "beams": {"num_beams": 4},
+    "beams with settings": {"num_beams": 5, "length_penalty": 0.6, "no_repeat_ngram_size": 2, "num_return_sequences": 3},
+    "samples": {"do_sample": True, "top_k": 20, "num_return_sequences": 2},
+    "without the cache": {"use_cache": False},
+    "pieces": {"prefill_chunk_size": 3},
+}  # fmt: skip
+
+
+def save_decoder(folder, model_type, **settings):
+    backbone = folder / f"{model_type}-backbone"
+    if not backbone.exists():
+        backbone_of(model_type, Task.TEXT_GENERATION, **WINDOWED.get(model_type, {})).save_pretrained(backbone)
+    model = AutoModelForCausalLM.from_pretrained(backbone)
+    model.name_or_path = str(backbone)
+    checkpoint = folder / f"{model_type}-{len(settings)}"
+    adapted(model, Task.TEXT_GENERATION, **settings).save_pretrained(checkpoint)
+    return checkpoint
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Checkpoints and artifacts, made when they are asked for."""
+    folder, found = tmp_path_factory.mktemp("decoders"), {}
+
+    def of(model_type):
+        if model_type not in found:
+            checkpoint, artifact = save_decoder(folder, model_type), folder / f"{model_type}-artifact"
+            result = export_onnx(checkpoint, artifact, target="ort-cpu")
+            assert result.parity.passed
+            found[model_type] = checkpoint, artifact, result
+        return found[model_type]
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def spoken(tmp_path_factory):
+    """An artifact with a tokenizer."""
+    folder = tmp_path_factory.mktemp("spoken")
+    save_backbone(folder / "backbone", "gpt2", Task.TEXT_GENERATION)
+    model = AutoModelForCausalLM.from_pretrained(folder / "backbone")
+    model.name_or_path = str(folder / "backbone")
+    adapted(model, Task.TEXT_GENERATION).save_pretrained(folder / "checkpoint")
+    export_onnx(folder / "checkpoint", folder / "artifact", settings=ExportSettings(validate=False))
+    return folder / "artifact"
+
+
+def prompts():
+    torch.manual_seed(3)
+    ids = torch.randint(4, 99, (3, 7))
+    mask = torch.ones_like(ids)
+    mask[0, :3], mask[1, :5] = 0, 0
+    return {"input_ids": ids.masked_fill(mask == 0, 1), "attention_mask": mask}
+
+
+@pytest.mark.parametrize("model_type", DECODERS)
+def test_a_decoder_writes_what_eager_pytorch_writes(model_type, made):
+    checkpoint, artifact, result = made(model_type)
+    rows = {(row.batch, row.output): row for row in result.parity.rows}
+    assert {("second-piece", "present"), ("step-16", "logits"), ("greedy", "tokens"), ("padded-left", "present")} <= {
+        *rows
+    }
+    eager, exported = base_of(load_model(checkpoint)).eval(), OnnxModel.from_pretrained(artifact)
+    for name, way in WAYS.items():
+        written = []
+        for model in (eager, exported):
+            torch.manual_seed(5)
+            written.append(model.generate(**prompts(), max_new_tokens=20, pad_token_id=1, **way))
+        assert torch.equal(*written), name
+    one = torch.tensor([[5]])
+    assert torch.equal(*(model.generate(one, max_new_tokens=20, pad_token_id=1) for model in (eager, exported)))
+
+
+def test_inputs_outputs_and_axes_are_named_as_optimum_does(made):
+    _, artifact, _ = made("llama")
+    session = ort.InferenceSession(artifact / "model.onnx")
+    shapes = {value.name: value.shape for value in (*session.get_inputs(), *session.get_outputs())}
+    every = "past_sequence_length + sequence_length"
+    assert [*shapes][:5] == ["input_ids", "attention_mask", "position_ids", "past_key_values.0.key",
+                             "past_key_values.0.value"]  # fmt: skip
+    assert shapes["attention_mask"] == ["batch_size", every]
+    assert shapes["past_key_values.1.value"] == ["batch_size", 2, "past_sequence_length", 8]
+    assert shapes["present.1.key"] == ["batch_size", 2, every, 8]
+    assert json.loads((artifact / "adakron_export.json").read_text())["task"] == "text-generation-with-past"
+    assert open_runner(artifact).input_names == ("input_ids", "attention_mask", "position_ids")
+
+
+def test_the_cache_is_optional(tmp_path):
+    checkpoint = save_decoder(tmp_path, "gpt2")
+    result = export_onnx(Subject(checkpoint, task="text-generation"), tmp_path / "out")
+    assert result.parity.passed
+    assert all(not info.name.startswith("past") for info in result.artifact.manifest.inputs)
+    eager, exported = base_of(load_model(checkpoint)).eval(), OnnxModel.from_pretrained(tmp_path / "out")
+    assert torch.equal(*(model.generate(**prompts(), max_new_tokens=9, pad_token_id=1) for model in (eager, exported)))
+
+
+def test_a_streamer_and_scores_are_transformers_own(spoken):
+    from transformers import AutoTokenizer
+
+    model, tokenizer = OnnxModel.from_pretrained(spoken), AutoTokenizer.from_pretrained(spoken)
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
+    batch = tokenizer("the film was", return_tensors="pt")
+    found = model.generate(**batch, max_new_tokens=6, streamer=streamer, output_scores=True,
+                           return_dict_in_generate=True)  # fmt: skip
+    assert "".join(streamer) == tokenizer.decode(found.sequences[0, batch["input_ids"].shape[1] :])
+    assert len(found.scores) == 6
+    again = model.generate(found.sequences, past_key_values=found.past_key_values, max_new_tokens=3)
+    assert torch.equal(again, model.generate(**batch, max_new_tokens=9))
+
+
+def test_a_step_that_goes_wrong_is_named(made, tmp_path):
+    checkpoint, artifact, _ = made("llama")
+
+    def halve(nodes, _model):
+        weight = next(node for key, node in nodes.items() if "layers.1.self_attn.v_proj" in key).inputs[1]
+        weight.const_value = ir.tensor(weight.const_value.numpy() / 2, name=weight.name)
+
+    broken = changed(artifact, tmp_path / "broken", halve)
+    report = validate(broken, against=checkpoint, batches=Batches(batch="step-3"))
+    assert not report.passed
+    assert report.divergence.batch == "step-3"
+    assert report.divergence.layer.endswith("v_proj")
+    assert "--batch step-3" in report.repeat
+
+
+def test_a_past_that_does_not_fit_is_refused(made):
+    _, artifact, _ = made("gpt2")
+    runner = open_runner(artifact)
+    decoder, ids = decoder_of(runner), np.array([[5, 6, 7], [8, 9, 10]])
+    _, kept = decoder.step(inputs_of(runner.input_names, ids, np.ones_like(ids)), None)
+    one = inputs_of(runner.input_names, ids[:1, :1], np.ones((1, 4), np.int64))
+    with pytest.raises(RunnerError, match=r"the past is of 2 texts, the batch has 1"):
+        decoder.step(one, kept)
+    short = inputs_of(runner.input_names, ids[:, :1], np.ones((2, 3), np.int64))
+    with pytest.raises(RunnerError, match=r"differ in shape, where attention_mask also has the 3 tokens of the past"):
+        decoder.step(short, kept)
+    with pytest.raises(RunnerError, match=r"1 of 4 keys and values of the past; give all or none"):
+        runner.run({**one, "past_key_values.0.key": np.zeros((1, 4, 3, 8), "f4")})
+    past = {name: value.numpy()[:, :2] for name, value in kept.values.items()}
+    with pytest.raises(RunnerError, match=r"must be \[2, 4, tokens of the past, 8\], as all others"):
+        runner.run({**inputs_of(runner.input_names, ids[:, :1], np.ones((2, 4), np.int64)), **past})
+    with pytest.raises(
+        RunnerError, match=r"past_key_values is a tuple; it must be what a call of this model returned"
+    ):
+        OnnxModel.from_pretrained(artifact)(input_ids=torch.ones(1, 1, dtype=torch.int64), past_key_values=())
+    with pytest.raises(RunnerError, match=r"cache_implementation is 'static'"):
+        OnnxModel.from_pretrained(artifact).generate(
+            torch.tensor([[5]]), max_new_tokens=2, cache_implementation="static"
+        )
+
+
+def test_a_full_window_ends_the_text_with_a_word(made, spoken, caplog):
+    _, artifact, _ = made("gpt2")
+    model = OnnxModel.from_pretrained(artifact)
+    assert model.generate(torch.tensor([[5]]), max_new_tokens=60, pad_token_id=1).shape == (1, 40)
+    assert "the model's window of 40 tokens is full" in caplog.text
+    with pytest.raises(RunnerError, match=r"the prompt has 45 tokens, and the model reads 40 with what it writes"):
+        model.generate(torch.full((1, 45), 5), max_new_tokens=2)
+    caplog.clear()
+    assert predict(spoken, ["the film"], max_new_tokens=99)
+    assert "the model's window of 40 tokens is full" in caplog.text
+
+
+def test_predict_writes_alike_alone_together_in_pieces_and_with_beams(spoken, cli):
+    texts = ["the film was", "a bad plot", "who lives in Paris"]
+    together = predict(spoken, texts, max_new_tokens=7)
+    assert together == [predict(spoken, [text], max_new_tokens=7)[0] for text in texts]
+    pieces = {}
+    predict(spoken, texts, max_new_tokens=7, on_text=lambda row, piece: pieces.setdefault(row, []).append(piece))
+    assert [text + "".join(pieces[row]) for row, text in enumerate(texts)] == [
+        row["generated_text"] for row in together
+    ]
+    assert all(len(each) > 1 for each in pieces.values())
+    shown = cli("predict", spoken, "--text", texts[0], "--text", texts[1], "--max-new-tokens", 7).stdout
+    assert shown.splitlines() == [row["generated_text"] for row in together[:2]]
+    model = OnnxModel.from_pretrained(spoken)
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(spoken)
+    ids = tokenizer(texts[0], return_tensors="pt")["input_ids"]
+    beams = tokenizer.decode(model.generate(ids, num_beams=3, max_new_tokens=7)[0], skip_special_tokens=True)
+    assert predict(spoken, texts[:1], max_new_tokens=7, num_beams=3)[0]["generated_text"].split() == beams.split()
+    with pytest.raises(RunnerError, match=r"several beams show no text before they end"):
+        predict(spoken, texts, num_beams=3, on_text=print)
+
+
+def test_a_bank_of_decoders_writes_with_each_adapter(tmp_path):
+    members = {"one": save_decoder(tmp_path, "gpt2"), "two": save_decoder(tmp_path, "gpt2", r=4, k=2)}
+    result = create_bank(members, tmp_path / "bank", settings=BankSettings())
+    assert result.passed
+    assert ("greedy", "tokens") in {(row.batch, row.output) for row in result.parity["two"].rows}
+    for name, checkpoint in members.items():
+        eager = base_of(load_model(checkpoint)).eval()
+        exported = OnnxModel.from_pretrained(tmp_path / "bank", adapter=name)
+        way = {"max_new_tokens": 9, "num_beams": 2, "pad_token_id": 1}
+        assert torch.equal(*(model.generate(**prompts(), **way) for model in (eager, exported)))
+
+
+@pytest.mark.parametrize(
+    ("target", "dtype", "device"),
+    [("portable", "fp16", "cpu"), ("ort-cpu", "int8", "cpu"), ("ort-cpu", "int4", "cpu"), ("openvino", "fp32", "openvino")],
+)  # fmt: skip
+def test_other_targets_and_dtypes_keep_a_cache_too(target, dtype, device, tmp_path):
+    checkpoint = save_decoder(tmp_path, "qwen3")
+    settings = ExportSettings(validate=dtype != "int4")  # which random weights do not bear
+    result = export_onnx(checkpoint, tmp_path / "out", target=target, dtype=dtype, settings=settings)
+    assert dtype == "int4" or result.parity.passed
+    model = OnnxModel.from_pretrained(tmp_path / "out", device=device)
+    written = [
+        model.generate(**prompts(), max_new_tokens=8, pad_token_id=1, use_cache=cache) for cache in (True, False)
+    ]
+    assert written[0].shape == (3, 15)
+    assert dtype.startswith("int") or torch.equal(*written)  # in 8 bits each step has scales of its own
