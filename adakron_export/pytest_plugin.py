@@ -228,8 +228,7 @@ def _accuracy(subject: _Tested) -> _Outcome:
     figures.append(("answers changed", len(found.flips)))
     if found.passed:
         return figures, []
-    drop, limit = 100 * found.drop, 100 * found.max_drop
-    wrong = [f"{found.metrics[0].metric} is {drop:.2f} points worse, the limit is {limit:g}"]
+    wrong = [found.verdict]
     for flip in found.flips[:_SHOWN_FAILURES]:
         wrong.append(f"{flip.place}: {flip.reference} became {flip.candidate} (label {flip.label}): {flip.text[:60]}")
     return figures, wrong

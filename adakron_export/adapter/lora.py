@@ -70,7 +70,7 @@ def check_low_rank(config: Any) -> None:
     """Raise where LoRA changes more than what `lora_weights` says.
 
     Raises:
-        ExportError: It does.
+        ExportError: The adapter does.
     """
     if config.bias != "none":
         raise ExportError(f"it trains biases of the backbone (bias={config.bias!r})")

@@ -42,6 +42,11 @@ class Profile:
         """All three."""
         return self.smallest, self.best, self.largest
 
+    @property
+    def pasts(self) -> tuple[int, int, int]:
+        """How many tokens of the past each has, of a model with a cache: none at first, then as many as new ones."""
+        return 0, self.best[1], self.largest[1]
+
 
 def shape_text(shape: Shape) -> str:
     """As people write it."""
@@ -128,15 +133,18 @@ def _has_tokens(manifest: Manifest) -> bool:
     return any(info.name == "input_ids" for info in manifest.inputs)
 
 
-def tensor_shape(info: TensorInfo, shape: Shape) -> tuple[int, ...]:
+def tensor_shape(info: TensorInfo, shape: Shape, past: int = 0) -> tuple[int, ...]:
     """An input's shape for so many texts and tokens; its fixed axes stay.
 
     Args:
-        info: Axes by name are batch and tokens, in this order.
+        info: The first axis by name is the batch; others are tokens.
         shape: Texts and tokens.
+        past: Tokens of the past, of a model with a cache.
     """
-    free = iter(shape)
-    return tuple(next(free) if isinstance(axis, str) else axis for axis in info.shape)
+    texts, tokens = shape
+    sizes = {"past_sequence_length": past, "past_sequence_length + sequence_length": past + tokens}
+    free = [sizes.get(axis, tokens) if isinstance(axis, str) else axis for axis in info.shape]
+    return (texts if isinstance(info.shape[0], str) else free[0], *free[1:])
 
 
 def bank_shapes(bank: Bank, profile: Profile, max_adapters: int) -> dict[str, tuple[tuple[int, ...], ...]]:

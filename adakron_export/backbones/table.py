@@ -190,10 +190,33 @@ BACKBONES: dict[str, Backbone] = {
             "Conv1D projections",
             positions=True,
         ),
-        Backbone("llama", _LAYERS, _LLAMA, positions=True),
-        Backbone("mistral", _LAYERS, _LLAMA, positions=True),
-        Backbone("qwen2", _LAYERS, _LLAMA, positions=True),
-        Backbone("qwen3", _LAYERS, _LLAMA, positions=True),
+        *(
+            Backbone(name, _LAYERS, _LLAMA, positions=True)
+            for name in ("llama", "mistral", "qwen2", "qwen3", "gemma", "granite", "phi3", "smollm3", "stablelm")
+        ),
+        Backbone(
+            "starcoder2",
+            _LAYERS,
+            (_LLAMA[0], Block("post_attention_layernorm", "mlp.c_proj", None)),
+            positions=True,
+        ),
+        Backbone(
+            "phi",
+            _LAYERS,
+            (Block("input_layernorm", "self_attn.dense", None), Block("input_layernorm", "mlp.fc2", None)),
+            "attention and the feed-forward block read the same stream",
+            positions=True,
+        ),
+        Backbone(
+            "gpt_neox",
+            _LAYERS,
+            (
+                Block("input_layernorm", "attention.dense", None),
+                Block("post_attention_layernorm", "mlp.dense_4h_to_h", None),
+            ),
+            positions=True,
+            heads=(*HEADS, "embed_out"),
+        ),
         Backbone(
             "vit",
             _LAYERS,

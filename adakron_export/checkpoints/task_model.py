@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from dataclasses import dataclass
+import weakref
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -22,44 +23,52 @@ TOKEN_AXES = {0: "batch_size", 1: "sequence_length"}
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """Inputs and outputs of a model in their order, each with the names of its dynamic axes."""
+    """Inputs and outputs of a model in their order, each with the names of its dynamic axes.
+
+    Attributes:
+        inputs: The inputs.
+        outputs: The outputs.
+        past: Heads and width of those inputs that are keys and values of the past.
+    """
 
     inputs: dict[str, dict[int, str]]
     outputs: dict[str, dict[int, str]]
+    past: dict[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def texts(self) -> tuple[str, ...]:
         """The inputs that a batch of texts or images has; keys and values of the past are none."""
         return without_cache(self.inputs)
 
-    @property
-    def past(self) -> tuple[str, ...]:
-        """The others."""
-        return tuple(name for name in self.inputs if name.startswith(PAST))
+
+Kept = tuple[tuple[int, int], ...]  # heads and width of the keys, then of the values, of each layer
+_KEPT: weakref.WeakKeyDictionary[nn.Module, Kept | None] = weakref.WeakKeyDictionary()
 
 
-@dataclass(frozen=True, slots=True)
-class CacheShape:
-    """What a decoder keeps of the tokens before: keys and values ``[batch, heads, tokens, width]`` for each layer."""
+def kept_of(model: nn.Module) -> Kept | None:
+    """What a model keeps of the tokens that it read; ``None`` where that is nothing, or no plain keys and values.
 
-    layers: int
-    heads: int
-    width: int
-
-
-def cache_shape(config: Any) -> CacheShape:
-    """What the model of a configuration keeps."""
-    heads = int(config.num_attention_heads)
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
-    kept = getattr(config, "num_key_value_heads", None) or heads
-    return CacheShape(int(config.num_hidden_layers), int(kept), int(width))
+    It is run on one token to see.
+    """
+    if model not in _KEPT:
+        _KEPT[model] = _find_kept(model)
+    return _KEPT[model]
 
 
-def keeps_cache(model: nn.Module) -> bool:
-    """Whether a model writes, and can read the keys and values of what came before."""
+def _find_kept(model: nn.Module) -> Kept | None:
     config: dict[str, Any] = cast(Any, model).config.to_dict()
-    known = config["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES
-    return known and _is_decoder(config) and "past_key_values" in arguments_of(model)
+    writes = config["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and _is_decoder(config)
+    if not writes or "past_key_values" not in arguments_of(model):
+        return None
+    cache, device = DynamicCache(), next(model.parameters()).device
+    with torch.no_grad():
+        found = model(
+            input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), past_key_values=cache, use_cache=True
+        )
+    layers = getattr(getattr(found, "past_key_values", None), "layers", [])
+    tensors: list[Any] = [getattr(layer, part, None) for layer in layers for part in ("keys", "values")]
+    plain = all(isinstance(tensor, Tensor) and tensor.dim() == 4 and tensor.shape[2] == 1 for tensor in tensors)
+    return tuple((tensor.shape[1], tensor.shape[3]) for tensor in tensors) if tensors and plain else None
 
 
 _BATCH = {0: "batch_size"}
@@ -92,15 +101,17 @@ def signature_of(model: nn.Module, task: Task) -> Signature:
     inputs = dict.fromkeys(names, TOKEN_AXES)
     if task is not Task.TEXT_GENERATION_WITH_PAST:
         return Signature(inputs, _OUTPUTS[task])
-    if not keeps_cache(model):
-        raise ExportError(
-            f"a {type(model).__name__} keeps no keys and values of its past; export it as text-generation"
-        )
-    layers = range(cache_shape(cast(Any, model).config).layers)
-    parts = [f"{layer}.{part}" for layer in layers for part in ("key", "value")]
+    kept = kept_of(model)
+    if kept is None:
+        raise ExportError(f"a {type(model).__name__} keeps no keys and values that a graph can; use text-generation")
+    parts = [f"{layer}.{part}" for layer in range(len(kept) // 2) for part in ("key", "value")]
     past = {f"{PAST}{part}": {0: "batch_size", 2: "past_sequence_length"} for part in parts}
     present = {f"{PRESENT}{part}": {0: _ALL_TOKENS[0], 2: _ALL_TOKENS[1]} for part in parts}
-    return Signature({**inputs, "attention_mask": _ALL_TOKENS, **past}, {**_OUTPUTS[Task.TEXT_GENERATION], **present})
+    return Signature(
+        {**inputs, "attention_mask": _ALL_TOKENS, **past},
+        {**_OUTPUTS[Task.TEXT_GENERATION], **present},
+        dict(zip(past, kept, strict=True)),
+    )
 
 
 def arguments_of(model: nn.Module) -> frozenset[str]:

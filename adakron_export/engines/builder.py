@@ -115,7 +115,8 @@ def strongly_typed(trt: Any) -> int:
 def _profile(builder: Any, artifact: Artifact, profile: Profile, max_adapters: int) -> Any:
     found = builder.create_optimization_profile()
     for info in artifact.manifest.inputs:
-        found.set_shape(info.name, *(tensor_shape(info, shape) for shape in profile.shapes))
+        sizes = zip(profile.shapes, profile.pasts, strict=True)
+        found.set_shape(info.name, *(tensor_shape(info, shape, past) for shape, past in sizes))
     bank = artifact.manifest.bank
     for name, shapes in bank_shapes(bank, profile, max_adapters).items() if bank is not None else ():
         found.set_shape(name, *shapes)

@@ -25,11 +25,7 @@ def emulate(model: ir.Model) -> ir.Model:
         if value.dtype in _HALF and value.const_value is not None:
             value.const_value = ir.tensor(value.const_value.numpy().astype("float32"), name=value.name)
             value.type = ir.TensorType(ir.DataType.FLOAT)  # a new one: clones share the types of their values
-    # The stacks of a bank, and keys and values of the past, are then handed over in fp32; images are not.
-    widened = any(value.name == IDS for value in graph.inputs)
-    for value in graph.inputs:
-        if value.dtype in _HALF and (widened or str(value.name).startswith(PAST)):
-            value.type = ir.TensorType(ir.DataType.FLOAT)
+    _widen_inputs(graph)
     for node in list(graph):
         _widen_attributes(node)
         for output in node.outputs:
@@ -39,6 +35,14 @@ def emulate(model: ir.Model) -> ir.Model:
                 if node.op_type not in _MOVES_ONLY:
                     _round(graph, node, output, half)
     return emulated
+
+
+def _widen_inputs(graph: ir.Graph) -> None:
+    """The stacks of a bank, and keys and values of the past, are handed over in fp32; images are not."""
+    bank = any(value.name == IDS for value in graph.inputs)
+    for value in graph.inputs:
+        if value.dtype in _HALF and (bank or str(value.name).startswith(PAST)):
+            value.type = ir.TensorType(ir.DataType.FLOAT)
 
 
 def _widen_attributes(node: ir.Node) -> None:

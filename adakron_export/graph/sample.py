@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adakron_export.checkpoints.task_model import Signature, cache_shape
+from adakron_export.checkpoints.task_model import Signature
 
 _TEXTS, _TOKENS, _PAST, _IMAGES = 2, 8, 5, 2  # no axis may be 0 or 1: torch.export takes those for constants
 
@@ -21,9 +21,7 @@ def sample_batch(config: Any, signature: Signature) -> dict[str, Tensor]:
     """
     sample = {name: _SAMPLES[name](config) for name in signature.texts}
     if signature.past:
-        shape = cache_shape(config)
-        kept = (_TEXTS, shape.heads, _PAST, shape.width)
-        sample |= {name: torch.randn(kept) for name in signature.past}
+        sample |= {name: torch.randn(_TEXTS, heads, _PAST, width) for name, (heads, width) in signature.past.items()}
         sample["attention_mask"] = torch.ones(_TEXTS, _PAST + _TOKENS, dtype=torch.int64)
         if "position_ids" in sample:
             sample["position_ids"] = sample["position_ids"] + _PAST

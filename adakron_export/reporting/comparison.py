@@ -97,7 +97,8 @@ def _changes(unit: str, before: _Values, after: _Values) -> tuple[Change, ...]:
 
 def _errors(report: Content) -> _Values:
     rows = report["parity"]["rows"] if report["parity"] else []
-    return {f"{row['output']}, {row['batch']}": number(row["metrics"]["max_abs_error"]["value"]) for row in rows}
+    checks = {f"{row['output']}, {row['batch']}": row["metrics"].get("max_abs_error") for row in rows}
+    return {name: number(check["value"]) for name, check in checks.items() if check is not None}
 
 
 def _metrics(report: Content) -> _Values:

@@ -82,8 +82,10 @@ class BankRunner:
     def run_cached(self, batch: Batch, adapters: str | Sequence[str] | None = None) -> dict[str, Array]:
         """Run one batch of a model with a cache; see `run` and `CachedRunner`."""
         now, feed = self._now, self._inner.feed(batch)
-        feed[IDS] = _ids(self._chosen(now, adapters, len(next(iter(feed.values())))))
-        return self._inner.run_feed(feed, now.held, [info.name for info in self.manifest.outputs])
+        chosen = self._chosen(now, adapters, len(next(iter(feed.values()))))
+        feed[IDS] = _ids(chosen)
+        names = [info.name for info in self.manifest.outputs]
+        return self._cut(self._inner.run_feed(feed, now.held, names), chosen)
 
     def held(self, name: str) -> tuple[HoldingRunner, dict[str, Any]]:
         """The runtime, and what it holds of an adapter now: with it the graph is that adapter's."""

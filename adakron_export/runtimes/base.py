@@ -226,8 +226,10 @@ def past_of(batch: Batch, expected: Sequence[tuple[str, Any, Any]], dtype: Any) 
     Raises:
         RunnerError: Some lack, or are of another shape.
     """
+    if not expected:
+        return {}
     given = [name for name, _, _ in expected if name in batch]
-    texts = len(next(iter(batch.values()), ()))
+    texts = next(iter(np.shape(batch.get("input_ids"))), 0)
     if not given:
         return {name: np.zeros((texts, heads, 0, width), dtype) for name, heads, width in expected}
     if len(given) < len(expected):

@@ -18,7 +18,7 @@ class Kept:
     """The keys and values of what was read.
 
     Attributes:
-        values: By the names of the inputs, as the runtime holds them: ``[batch, heads, tokens, width]`` each.
+        values: One for each input of that name, as the runtime holds it: ``[batch, heads, tokens, width]``.
         texts: How many texts there are.
         tokens: How many tokens were read of each, padding among them.
     """
@@ -110,7 +110,7 @@ def inputs_of(names: Collection[str], ids: Array, mask: Array) -> dict[str, Arra
     Args:
         names: Those that the model takes.
         ids: The new tokens, ``[texts, tokens]``.
-        mask: Which of all tokens, with those that were read, are no padding.
+        mask: ``[texts, tokens]``, of all tokens, with those that were read: 0 for padding.
     """
     every = {
         "input_ids": ids,
@@ -125,7 +125,7 @@ def check_room(length: int, limit: int | None) -> None:
     """Raise where a prompt leaves no room for a token.
 
     Raises:
-        RunnerError: It does not.
+        RunnerError: There is none.
     """
     if limit is not None and length >= limit:
         raise RunnerError(

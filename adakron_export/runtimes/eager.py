@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adakron_export.checkpoints.task_model import TaskModel, cache_shape
+from adakron_export.checkpoints.task_model import TaskModel
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array, Batch, check_batch, check_values, past_of
 from adakron_export.tasks import without_cache
@@ -105,8 +105,7 @@ class EagerRunner:
     def _tensors(self, batch: Batch) -> list[Tensor]:
         signature, past = self.model.signature, dict[str, Array]()
         if signature.past:
-            shape = cache_shape(self.model.config)
-            past = past_of(batch, [(name, shape.heads, shape.width) for name in signature.past], np.float32)
+            past = past_of(batch, [(name, *shape) for name, shape in signature.past.items()], np.float32)
         given = {name: values for name, values in batch.items() if name not in past}
         check_batch(given, self.input_names, before=next(iter(past.values())).shape[2] if past else 0)
         check_values(given)

@@ -6,6 +6,8 @@ import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+PERPLEXITY = "perplexity"
+
 
 @dataclass(frozen=True, slots=True)
 class Flip:
@@ -49,7 +51,7 @@ class AccuracyReport:
         examples: How many texts.
         metrics: The first decides.
         flips: All texts on which the sides differ.
-        max_drop: Largest drop of the first metric, as a share.
+        max_drop: Largest drop of the first metric, as a share; of a perplexity, how much larger it may be, as a share.
         lower_is_better: Whether the first metric is an error.
     """
 
@@ -68,12 +70,20 @@ class AccuracyReport:
             return 0.0
         if math.isnan(first.candidate):
             return math.inf
+        if first.metric == PERPLEXITY:
+            return first.difference / first.reference
         return first.difference if self.lower_is_better else -first.difference
 
     @property
     def passed(self) -> bool:
         """Whether the drop is allowed; rounding of the metric itself does not count."""
         return self.drop <= self.max_drop + 1e-12
+
+    @property
+    def verdict(self) -> str:
+        """By how much the first metric is worse, and what is allowed, in words."""
+        metric, unit = self.metrics[0].metric, "%" if self.metrics[0].metric == PERPLEXITY else "points"
+        return f"{metric} is {100 * max(0.0, self.drop):.2f} {unit} worse (limit {100 * self.max_drop:g})"
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""

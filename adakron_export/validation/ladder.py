@@ -37,7 +37,7 @@ def rungs_of(spec: GraphSpec, max_drop: float | None, *, has_text: bool) -> list
     if max_drop is None:
         return [spec]
     if not has_text:
-        raise ExportError("max_drop needs labelled text to measure it on; pass --data (data=...)")
+        raise ExportError("max_drop needs labelled text, or any where the model writes; pass --data (data=...)")
     dtype = dtype_named(spec.dtype)
     if not dtype.quantised:
         able = ", ".join(row.name for row in DTYPES.values() if row.quantised)
@@ -88,7 +88,7 @@ class Judge:
     def __init__(self, eager: TaskModel, text: EvaluationData, *, max_drop: float, device: str) -> None:
         from adakron_export.runtimes.eager import EagerRunner
 
-        if text.data is None:
+        if not text.metrics:
             raise DataError(f"{text.source} has no labels that this model knows; accuracy needs them")
         self._reference = _Remembering(EagerRunner(eager))
         self._device = device

@@ -32,7 +32,7 @@ class Limits:
     )
     kl: float | None = option(None, "Largest KL divergence of a softmax, in nats.", shown="the dtype's", metavar="X")
     max_drop: float | None = option(
-        None, "Largest drop of the task's metric on --data, in points of 100: 0.5 or 0.5%.", shown="0.5",
+        None, "Largest drop of the metric on --data, in points of 100; of perplexity, in percent.", shown="0.5",
         metavar="POINTS", read=parse_points, below=100,
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ from adakron_export.runtimes.space import InputSpace, NamedBatch
 from adakron_export.tasks import Task
 from adakron_export.tokenization.companions import has_tokenizer
 from adakron_export.tokenization.encoding import load_tokenizer
-from adakron_export.validation.accuracy import AccuracyReport, Flip, MetricPair
+from adakron_export.validation.accuracy import PERPLEXITY, AccuracyReport, Flip, MetricPair
 from adakron_export.validation.batches import pad_batch
 from adakron_export.validation.parity import OutputParity, compare_outputs
 
@@ -80,6 +80,7 @@ class EvaluationData:
         features: What was tokenised: ``input_ids``, labels, the ``row`` that each comes from.
         data: Rows, columns and labels; ``None`` where the model's task has no labels, or the rows have none.
         settings: How it was read, and how answers are searched.
+        written: Whether the model writes, so that its perplexity is measured.
     """
 
     source: str
@@ -89,11 +90,12 @@ class EvaluationData:
     features: Mapping[str, list[Any]]
     data: TrainingData | None
     settings: TextSettings
+    written: bool = False
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        """What is measured; the first decides. Empty without labels."""
-        return self.data.metrics if self.data else ()
+        """What is measured; the first decides. Empty without labels, but of models that write."""
+        return (PERPLEXITY,) if self.written else self.data.metrics if self.data else ()
 
     def measure(self, outputs: Sequence[Array]) -> tuple[dict[str, float], list[str]]:
         """The metrics of a side, and its answer to each text; empty for numbers, which have no flips.
@@ -197,7 +199,7 @@ def read_evaluation(text: Text, model: TextModel, *, limit: int | None = None, s
         encoded = model.tokenizer(texts, truncation=True, max_length=space.max_length)
         features, data = {**encoded, "row": list(range(len(rows)))}, None
     batches, order = _batched(features, space)
-    return EvaluationData(text.source, batches, order, rows, features, data, settings)
+    return EvaluationData(text.source, batches, order, rows, features, data, settings, written=task.writes)
 
 
 def _rows_of(text: Text, limit: int | None, seed: int) -> Rows:
@@ -251,6 +253,8 @@ def compare_on_data(
     data, own = texts.reference, texts.candidate
     names = reference.output_names
     rows: list[OutputParity] = []
+    if data.written:
+        return _compare_written(reference, candidate, texts, tolerance, max_drop)
     sides: tuple[list[list[Array]], list[list[Array]]] = ([], [])
     for number, batch in enumerate(data.batches, 1):
         _log.info("batch %s of %s of %s", number, len(data.batches), data.source)
@@ -272,6 +276,47 @@ def compare_on_data(
     pairs = [MetricPair(name, reference_metrics[name], candidate_metrics[name]) for name in data.metrics]
     flips, worse = data.flips(reference_answers, candidate_answers), data.metrics[0] in LOWER_IS_BETTER
     return rows, AccuracyReport(data.source, len(data.rows), tuple(pairs), tuple(flips), max_drop, worse)
+
+
+def _compare_written(
+    reference: Runner, candidate: Runner, texts: TextPair, tolerance: Tolerance, max_drop: float
+) -> tuple[list[OutputParity], AccuracyReport]:
+    """Compare the logits of models that write, and the perplexity of the text: ``exp`` of the mean over its tokens."""
+    data, own = texts.reference, texts.candidate
+    rows: list[OutputParity] = []
+    of_reference, of_candidate = _Surprise(), _Surprise()
+    for number, batch in enumerate(data.batches, 1):
+        _log.info("batch %s of %s of %s", number, len(data.batches), data.source)
+        wanted, found = reference.run(batch.inputs), candidate.run(batch.inputs)
+        rows += compare_outputs(batch, wanted, found, tolerance, outputs=reference.output_names)
+        of_reference.add(batch, wanted["logits"])
+        if own is data:
+            of_candidate.add(batch, found["logits"])
+    for batch in own.batches if own is not data else ():
+        of_candidate.add(batch, candidate.run(batch.inputs)["logits"])
+    pair = MetricPair(PERPLEXITY, of_reference.perplexity, of_candidate.perplexity)
+    return rows, AccuracyReport(data.source, len(data.rows), (pair,), (), max_drop, lower_is_better=True)
+
+
+class _Surprise:
+    """How unlikely a model finds each token after those before it."""
+
+    def __init__(self) -> None:
+        self._nats, self._tokens = 0.0, 0
+
+    def add(self, batch: NamedBatch, logits: Array) -> None:
+        ids, mask = batch.inputs["input_ids"][:, 1:], batch.inputs["attention_mask"][:, 1:].astype(bool)
+        for scores, row, kept in zip(logits[:, :-1], ids, mask, strict=True):
+            wide = scores[kept].astype(np.float64)
+            top = wide.max(-1, keepdims=True) if wide.size else wide
+            total = np.log(np.exp(wide - top).sum(-1)) + top[:, 0] if wide.size else np.zeros(0)
+            self._nats += float((total - wide[np.arange(len(wide)), row[kept]]).sum())
+            self._tokens += int(kept.sum())
+
+    @property
+    def perplexity(self) -> float:
+        """NaN of texts of one token."""
+        return float(np.exp(self._nats / self._tokens)) if self._tokens else float("nan")
 
 
 def model_labels(config: Mapping[str, Any], task: Task, *, separator: str | None = None) -> Labels:

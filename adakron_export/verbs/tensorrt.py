@@ -226,9 +226,10 @@ class _Order:
         words = [self.flavor.tool, f"--onnx={model}", f"--saveEngine={self.output / ENGINE}", "--skipInference"]
         for index, profile in enumerate(self.profiles):
             words += [f"--profile={index}"] if len(self.profiles) > 1 else []
-            for kind, shape in zip(("min", "opt", "max"), profile.shapes, strict=True):
+            for kind, shape, past in zip(("min", "opt", "max"), profile.shapes, profile.pasts, strict=True):
                 texts = [
-                    f"{info.name}:{'x'.join(map(str, tensor_shape(info, shape)))}" for info in artifact.manifest.inputs
+                    f"{info.name}:{'x'.join(map(str, tensor_shape(info, shape, past)))}"
+                    for info in artifact.manifest.inputs
                 ]
                 texts += self._of_bank(profile, ("min", "opt", "max").index(kind))
                 words.append(f"--{kind}Shapes={','.join(texts)}")

@@ -153,7 +153,7 @@ def _with_text(
     """With what text shows; the candidate reads it by its own tokenizer and labels."""
     from adakron_export.validation.texts import TextPair, compare_on_data
 
-    if limits.max_drop is not None and (texts.data is None or own.data is None):
+    if limits.max_drop is not None and not (texts.metrics and own.metrics):
         raise DataError(f"{texts.source} has no labels that this model knows; max_drop needs them")
     runners, pair = (sides.reference.runner, sides.candidate.runner), TextPair(texts, own)
     rows, accuracy = compare_on_data(*runners, pair, tolerance=sides.tolerance, max_drop=limits.drop)

@@ -62,7 +62,7 @@ def test_what_it_has_no_use_for_is_refused(tmp_path):
     model = save(tmp_path / "model")
     with pytest.raises(CheckpointError, match="is a whole model, which no backbone is for"):
         export_onnx(Subject(model, save(tmp_path / "backbone")), tmp_path / "out")
-    with pytest.raises(ExportError, match="transformers model without AdaKron adapters, which a bank is of"):
+    with pytest.raises(ExportError, match="cannot be in a bank: it has no adapter; export it alone"):
         create_bank({"one": model}, tmp_path / "bank")
 
 

@@ -10,7 +10,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 
-from adakron_export import export_onnx, inspect, validate
+from adakron_export import Subject, export_onnx, inspect, validate
 from adakron_export.graph.keys import EXACT_SUMS
 from adakron_export.graph.passes.unsigned_weights import UnsignedWeightsPass, signed_products
 from adakron_export.graph.saturation import saturating
@@ -66,7 +66,8 @@ def test_emulation_clips_sums_of_two_and_the_rewrite_does_not(inner):
 
 def test_a_weight_that_another_one_is_the_transpose_of(tmp_path):
     checkpoint = save_checkpoint(tmp_path, "gpt2")
-    assert export_onnx(checkpoint, tmp_path / "out", dtype="int8", target="ort-cpu").written
+    subject = Subject(checkpoint, task="text-generation")
+    assert export_onnx(subject, tmp_path / "out", dtype="int8", target="ort-cpu").written
     model = ir.load(tmp_path / "out/model.onnx")
     heads = [node for node in model.graph if node.op_type == "Transpose" and node.inputs[0].const_value is not None]
     (head,) = heads

@@ -7,34 +7,39 @@ import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, TextIteratorStreamer
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, AutoTokenizer, TextIteratorStreamer
 
 from adakron_export import (
     BankSettings,
     Batches,
+    EngineShapes,
     ExportSettings,
+    Limits,
     OnnxModel,
     Subject,
     create_bank,
+    export_engine,
     export_onnx,
     load_model,
     open_runner,
     predict,
     validate,
 )
+from adakron_export.backbones.table import BACKBONES
 from adakron_export.checkpoints.kinds import base_of
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.decoding import decoder_of, inputs_of
 from adakron_export.tasks import Task
 from tampered import changed
-from tiny import adapted, backbone_of, save_backbone
+from tiny import CONFIGS, adapted, backbone_of, save_backbone
 
 DECODERS = ("gpt2", "llama", "mistral", "qwen2", "qwen3")
 WINDOWED = {"mistral": {"sliding_window": 8}}
 WAYS = {
     "greedy": {},
     "beams": {"num_beams": 4},
-    "beams with settings": {"num_beams": 5, "length_penalty": 0.6, "no_repeat_ngram_size": 2, "num_return_sequences": 3},
+    "beams with settings": {"num_beams": 5, "length_penalty": 0.6, "no_repeat_ngram_size": 2,
+                            "num_return_sequences": 3},
     "samples": {"do_sample": True, "top_k": 20, "num_return_sequences": 2},
     "without the cache": {"use_cache": False},
     "pieces": {"prefill_chunk_size": 3},
@@ -106,6 +111,35 @@ def test_a_decoder_writes_what_eager_pytorch_writes(model_type, made):
     assert torch.equal(*(model.generate(one, max_new_tokens=20, pad_token_id=1) for model in (eager, exported)))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "changes"),
+    [
+        ("gemma", {}), ("granite", {}), ("phi", {"head_dim": None}), ("phi3", {"head_dim": None, "sliding_window": 8}),
+        ("smollm3", {}), ("stablelm", {}), ("starcoder2", {"sliding_window": 8}), ("gpt_neox", {}),
+        ("olmo2", {}), ("gemma3_text", {"sliding_window": 8}),
+        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}), ("bloom", {}), ("gpt_bigcode", {}),
+    ],
+)  # fmt: skip
+def test_other_decoders_write_too(model_type, changes, tmp_path):
+    settings = {**CONFIGS["llama"], **changes}
+    if model_type in ("gpt_neox", "opt", "bloom", "gpt_bigcode"):
+        settings = {name: value for name, value in settings.items() if name not in ("head_dim", "num_key_value_heads")}
+    config = CONFIG_MAPPING[model_type](**{name: value for name, value in settings.items() if value is not None})
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    checkpoint = tmp_path / "model"
+    if model_type in BACKBONES:
+        model = AutoModelForCausalLM.from_pretrained(checkpoint)
+        model.name_or_path = str(checkpoint)
+        checkpoint = tmp_path / "adapter"
+        adapted(model, Task.TEXT_GENERATION).save_pretrained(checkpoint)
+    assert export_onnx(checkpoint, tmp_path / "out").parity.passed
+    eager, exported = base_of(load_model(checkpoint)).eval(), OnnxModel.from_pretrained(tmp_path / "out")
+    for way in ({}, {"num_beams": 3}):
+        way = {**prompts(), "max_new_tokens": 16, "pad_token_id": 1, **way}
+        assert torch.equal(*(model.generate(**way) for model in (eager, exported)))
+
+
 def test_inputs_outputs_and_axes_are_named_as_optimum_does(made):
     _, artifact, _ = made("llama")
     session = ort.InferenceSession(artifact / "model.onnx")
@@ -130,8 +164,6 @@ def test_the_cache_is_optional(tmp_path):
 
 
 def test_a_streamer_and_scores_are_transformers_own(spoken):
-    from transformers import AutoTokenizer
-
     model, tokenizer = OnnxModel.from_pretrained(spoken), AutoTokenizer.from_pretrained(spoken)
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
     batch = tokenizer("the film was", return_tensors="pt")
@@ -209,8 +241,6 @@ def test_predict_writes_alike_alone_together_in_pieces_and_with_beams(spoken, cl
     shown = cli("predict", spoken, "--text", texts[0], "--text", texts[1], "--max-new-tokens", 7).stdout
     assert shown.splitlines() == [row["generated_text"] for row in together[:2]]
     model = OnnxModel.from_pretrained(spoken)
-    from transformers import AutoTokenizer
-
     tokenizer = AutoTokenizer.from_pretrained(spoken)
     ids = tokenizer(texts[0], return_tensors="pt")["input_ids"]
     beams = tokenizer.decode(model.generate(ids, num_beams=3, max_new_tokens=7)[0], skip_special_tokens=True)
@@ -233,7 +263,8 @@ def test_a_bank_of_decoders_writes_with_each_adapter(tmp_path):
 
 @pytest.mark.parametrize(
     ("target", "dtype", "device"),
-    [("portable", "fp16", "cpu"), ("ort-cpu", "int8", "cpu"), ("ort-cpu", "int4", "cpu"), ("openvino", "fp32", "openvino")],
+    [("portable", "fp16", "cpu"), ("ort-cpu", "int8", "cpu"), ("ort-cpu", "int4", "cpu"),
+     ("openvino", "fp32", "openvino")],
 )  # fmt: skip
 def test_other_targets_and_dtypes_keep_a_cache_too(target, dtype, device, tmp_path):
     checkpoint = save_decoder(tmp_path, "qwen3")
@@ -246,3 +277,39 @@ def test_other_targets_and_dtypes_keep_a_cache_too(target, dtype, device, tmp_pa
     ]
     assert written[0].shape == (3, 15)
     assert dtype.startswith("int") or torch.equal(*written)  # in 8 bits each step has scales of its own
+
+
+def test_tensorrt_builds_it_with_room_for_a_past(tmp_path):
+    pytest.importorskip("tensorrt_rtx", reason="needs the extra tensorrt-rtx")
+    shapes = EngineShapes(min_shape=(1, 1), opt_shape=(2, 8), max_shape=(4, 16))
+    engine = export_engine(save_decoder(tmp_path, "llama"), tmp_path / "engine", flavor="rtx", shapes=shapes).folder
+    assert engine.manifest.task == "text-generation-with-past"
+    assert "past_key_values.0.key:4x2x16x8" in engine.manifest.command
+    assert "attention_mask:4x32" in engine.manifest.command
+
+
+def test_perplexity_decides_where_no_text_has_labels(spoken, tmp_path, cli):
+    checkpoint = spoken.parent / "checkpoint"
+    lines = ["the film was good", "a bad plot", "who lives in Paris", "the actor was very sad"]
+    (tmp_path / "text.txt").write_text("\n".join(lines) + "\n")
+    data = tmp_path / "text.txt"
+    report = validate(spoken, against=checkpoint, data=data)
+    assert report.passed
+    found = report.accuracy
+    assert (found.metrics[0].metric, found.examples) == ("perplexity", 4)
+    eager, nats, count = base_of(load_model(checkpoint)).eval(), 0.0, 0
+    tokenizer = AutoTokenizer.from_pretrained(spoken)
+    for line in lines:
+        ids = tokenizer(line, return_tensors="pt")["input_ids"]
+        nats += eager(input_ids=ids, labels=ids).loss.item() * (ids.shape[1] - 1)
+        count += ids.shape[1] - 1
+    assert found.metrics[0].reference == pytest.approx(np.exp(nats / count), rel=1e-5)
+    shown = cli("validate", spoken, "--against", checkpoint, "--data", data, "--max-drop", "1").stdout
+    assert "perplexity is 0.00 % worse (limit 1)" in shown
+    assert "100.0 % the same" in shown
+    result = export_onnx(
+        checkpoint, tmp_path / "small", target="ort-cpu", dtype="int8", data=data, limits=Limits(max_drop=1e-9)
+    )
+    assert [(row.metric, row.held) for row in result.attempts][:: len(result.attempts) - 1] == [
+        ("perplexity", False), ("perplexity", True),
+    ]  # fmt: skip
