@@ -62,10 +62,11 @@ def _merged() -> list[ir.passes.InPlacePass]:
 
 
 def _for_ort_cpu() -> list[ir.passes.InPlacePass]:
+    from adakron_export.graph.passes.cache_attention import CacheAttentionPass
     from adakron_export.graph.passes.fold_biases import FoldBiasesPass
     from adakron_export.graph.passes.fuse_attention import FuseAttentionPass
 
-    return [*_merged(), FuseAttentionPass(), FoldBiasesPass()]
+    return [*_merged(), FuseAttentionPass(), CacheAttentionPass(), FoldBiasesPass()]
 
 
 TARGETS: dict[str, Target] = {

@@ -168,7 +168,7 @@ def _watched(captured: ir.Model, manifest: Manifest, names: Sequence[str]) -> Or
     values = {str(value.name): value for node in watched.graph for value in node.outputs}
     watched.graph.outputs.clear()
     watched.graph.outputs.extend(values[name] for name in names)
-    return graph_runner(watched, manifest, watched=names)
+    return graph_runner(watched, manifest.in_fp32(), watched=names)
 
 
 def _rows(runner: OrtRunner, batches: Sequence[NamedBatch], what: str) -> Iterator[tuple[str, Array]]:

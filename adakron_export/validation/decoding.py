@@ -53,7 +53,7 @@ def decoding_batches(runner: Any, space: InputSpace, *, seed: int = 0) -> list[N
         found.append(_batch("second-piece", space, ids[:, first:], mask, kept))
     logits, kept = decoder.step(inputs_of(space.names, ids, mask), None)
     for step in range(1, _STEPS + 1):
-        tokens = logits[:, -1].argmax(-1)[:, None]
+        tokens = _known(logits[:, -1], space).argmax(-1)[:, None]
         mask = np.concatenate([mask, np.ones_like(tokens)], axis=1)
         if step == _REORDERED_AT:
             rows = [*range(1, len(tokens)), 1]
@@ -68,8 +68,8 @@ def compare_writing(
 ) -> list[OutputParity]:
     """Let both sides write the likeliest tokens, each with its own cache, and compare them.
 
-    A text is compared up to a token at which the reference's two likeliest are as good as tied. Where a dtype may
-    change the likeliest token, nothing is compared: what follows would be another text.
+    A text is compared up to a token at which the reference's two likeliest are as good as tied, which in few bits is
+    soon.
 
     Args:
         reference: What is right.
@@ -97,12 +97,21 @@ def _written(
     kept: Kept | None = None
     for _ in range(min(_WRITTEN, space.max_length - ids.shape[1])):
         logits, kept = decoder.step(inputs_of(space.names, ids, mask), kept)
-        last = logits[:, -1]
+        last = _known(logits[:, -1], space)
         ties.append(is_tied(last, tolerance))
         ids = last.argmax(-1)[:, None]
         tokens.append(ids)
         mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
     return np.concatenate(tokens, axis=1), np.stack(ties, axis=1)
+
+
+def _known(logits: Array, space: InputSpace) -> Array:
+    """The scores, ``[texts, vocabulary]``; where fixed scales were found on some words, those of the others are low."""
+    if not space.vocabulary:
+        return logits
+    known = np.full_like(logits, np.finfo(np.float32).min)
+    known[:, list(space.vocabulary)] = logits[:, list(space.vocabulary)]
+    return known
 
 
 def _prompt(space: InputSpace, seed: int) -> tuple[Array, Array] | None:

@@ -114,10 +114,11 @@ def test_a_decoder_writes_what_eager_pytorch_writes(model_type, made):
 @pytest.mark.parametrize(
     ("model_type", "changes"),
     [
-        ("gemma", {}), ("granite", {}), ("phi", {"head_dim": None}), ("phi3", {"head_dim": None, "sliding_window": 8}),
-        ("smollm3", {}), ("stablelm", {}), ("starcoder2", {"sliding_window": 8}), ("gpt_neox", {}),
-        ("olmo2", {}), ("gemma3_text", {"sliding_window": 8}),
-        ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}), ("bloom", {}), ("gpt_bigcode", {}),
+        ("gemma", {}), ("phi", {"head_dim": None}), ("phi3", {"head_dim": None, "sliding_window": 8}),
+        ("stablelm", {}), ("starcoder2", {"sliding_window": 8}), ("gpt_neox", {}),
+        ("gemma3_text", {"sliding_window": 8}), ("opt", {"ffn_dim": 48, "word_embed_proj_dim": 32}),
+        *(pytest.param(name, {}, marks=pytest.mark.slow) for name in ("bloom", "gpt_bigcode", "granite", "olmo2",
+                                                                      "smollm3")),
     ],
 )  # fmt: skip
 def test_other_decoders_write_too(model_type, changes, tmp_path):
@@ -286,6 +287,16 @@ def test_tensorrt_builds_it_with_room_for_a_past(tmp_path):
     assert engine.manifest.task == "text-generation-with-past"
     assert "past_key_values.0.key:4x2x16x8" in engine.manifest.command
     assert "attention_mask:4x32" in engine.manifest.command
+
+
+def test_fixed_scales_are_found_on_prompts(spoken, tmp_path):
+    (tmp_path / "text.txt").write_text("the film was good\na bad plot\n")
+    result = export_onnx(
+        spoken.parent / "checkpoint", tmp_path / "out", target="tensorrt", dtype="int8", data=tmp_path / "text.txt",
+        settings=ExportSettings(validate=False),
+    )  # fmt: skip
+    past = {info.dtype for info in result.artifact.manifest.inputs if info.name.startswith("past")}
+    assert (past, result.artifact.manifest.calibrated_on) == ({"float16"}, "text.txt")
 
 
 def test_perplexity_decides_where_no_text_has_labels(spoken, tmp_path, cli):

@@ -36,8 +36,12 @@ class AttentionFormPass(ir.passes.InPlacePass):
 
 
 def attention_nodes(model: ir.Model) -> list[ir.Node]:
-    """The layers that the pass rewrites."""
-    return [node for node in model.graph if node.op_type == "Attention" and "q_num_heads" in node.attributes]
+    """The layers that the pass rewrites; not those that keep a cache."""
+    return [
+        node
+        for node in model.graph
+        if node.op_type == "Attention" and "q_num_heads" in node.attributes and len(node.outputs) == 1
+    ]
 
 
 def _multi_head(graph: ir.Graph, node: ir.Node) -> list[ir.Node]:

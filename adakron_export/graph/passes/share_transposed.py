@@ -68,6 +68,7 @@ def _copies(graph: ir.Graph, table: ir.Value | None) -> list[ir.Value]:
         value
         for value in graph.initializers.values()
         if value is not table
+        and value.uses()  # one whose product was rounded is left unread
         and value.const_value is not None
         and value.const_value.dtype == table.const_value.dtype
         and tuple(value.const_value.shape.numpy()) == (columns, rows)
