@@ -69,7 +69,7 @@ floor: venv ## Test with the lowest versions that are allowed, beside the torch 
 	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/adapter/test_peft_contract.py tests/verbs/test_export.py
 
 interop: venv ## Open artifacts in optimum-onnx, sentence-transformers and transformers.js, each by itself
-	$(BIN)/python tests/interop/optimum_onnx.py
+	PYTHONPATH=tests $(BIN)/python tests/interop/optimum_onnx.py
 	PYTHONPATH=tests $(BIN)/python tests/interop/sentence_transformers_onnx.py
 	$(BIN)/python tests/interop/transformers_js.py
 

@@ -16,6 +16,7 @@ import pytest
 from adakron_export.data.settings import TextSettings
 from adakron_export.errors import AdaKronError
 from adakron_export.options.fields import Option, options_of
+from adakron_export.quantities import timed_text
 from adakron_export.reporting.terminal import printable
 from adakron_export.subjects.subject import Subject
 from adakron_export.timing.settings import Guard, Timing
@@ -303,7 +304,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.write_line(f"adakron: largest absolute error {parity.max_abs_error:.2e}")
     for row in latency.latencies if latency else ():
         if row.speedup:
-            shape = f"{row.shape[0]}x{row.shape[1]}"
+            shape = timed_text(row.shape)
             terminalreporter.write_line(f"adakron: {shape} {row.p50_ms:.2f} ms, {row.speedup.estimate:.2f}x eager")
     for row in latency.regressions if latency else ():
         if row.undecided:

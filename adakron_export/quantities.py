@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 
 from adakron_export.errors import RunnerError
 
@@ -31,6 +32,23 @@ def parse_shape(text: str) -> tuple[int, int]:
     if len(shapes) != 1:
         raise RunnerError(f"{text!r} is {len(shapes)} shapes; write one, such as 8x128")
     return shapes[0]
+
+
+def timed_shape(text: str) -> tuple[int, ...]:
+    """A shape that was timed, as `timed_text` writes it: texts, tokens and, where text was written, new tokens.
+
+    Raises:
+        RunnerError: The text is not of that form.
+    """
+    shape, _, written = text.partition("+")
+    if written and (not written.isdecimal() or not int(written)):
+        raise RunnerError(f"{text!r} is no shape with new tokens; write one such as 1x128+64")
+    return (*parse_shape(shape), int(written)) if written else parse_shape(shape)
+
+
+def timed_text(shape: Sequence[int]) -> str:
+    """As people write it: ``1x128``, or ``1x128+64`` where 64 tokens are written after the prompt."""
+    return f"{shape[0]}x{shape[1]}" + (f"+{shape[2]}" if len(shape) > 2 else "")
 
 
 def parse_names(text: str) -> tuple[str, ...]:

@@ -1,8 +1,11 @@
-"""Tokens per second of decoders, greedy and with beams, over eager PyTorch with its cache.
+"""Tokens per second of decoders over eager PyTorch with its cache: transformers' `generate`, and the cache's own loop.
 
 Run as `python benchmarks/decoding.py -o FILE`. Every side runs in a process of its own, and
 the sides take turns, round by round: a ratio is the median over the rounds. Weights are random, so that tokens mean
 nothing.
+
+Two parts: `generate` writes greedily and with beams through transformers on both sides; `steps` is what `bench
+--new-tokens` measures, without transformers' loop.
 
 - `gpt2`: a model of GPT-2 small's size with AdaKron adapters (r=48, k=4).
 - `llama`: 12 layers of 768, 4 of 12 heads for keys and values.
@@ -23,7 +26,7 @@ from typing import Any, cast
 
 from machine import describe
 
-from adakron_export import ExportSettings, Subject, export_onnx
+from adakron_export import ExportSettings, Subject, Timing, bench, export_onnx
 
 SHAPES = {"1 text": (1, {}), "4 texts, 4 beams": (4, {"num_beams": 4})}
 SIDES = {
@@ -83,7 +86,7 @@ MODELS = {"gpt2": gpt2, "llama": llama}
 def measured(folder: Path, model: str, options: argparse.Namespace) -> dict[str, Any]:
     """Tokens per second of each side, and how many times those of eager PyTorch they are."""
     bare, tuned = made(folder, MODELS[model]())
-    sides, sizes = {}, {}
+    sides, sizes = dict[str, Side](), dict[str, int]()
     for name in options.sides:
         what, checkpoint = SIDES[name], bare if "without adapters" in name else tuned
         if what is None:
@@ -113,7 +116,24 @@ def measured(folder: Path, model: str, options: argparse.Namespace) -> dict[str,
         }
     for side in sides.values():
         side.close()
-    return found
+    return {"generate": found, "steps": steps(folder, tuned, options)}
+
+
+def steps(folder: Path, tuned: Path, options: argparse.Namespace) -> list[dict[str, Any]]:
+    """What `bench` says of the artifacts with a cache."""
+    artifacts = [path for path in sorted(folder.glob("*/adakron_export.json")) if "cache" not in path.parent.name]
+    timing = Timing(shapes=((1, options.prompt), (4, options.prompt)), new_tokens=options.new_tokens, budget_s=110)
+    report = bench(
+        [Subject(path.parent, threads=options.threads) for path in artifacts],
+        against=Subject(tuned, threads=options.threads), timing=timing,
+    )  # fmt: skip
+    return [row_of(row) for row in report.latencies]
+
+
+def row_of(row: Any) -> dict[str, Any]:
+    """What is kept of a latency."""
+    kept = ("side", "shape", "p50_ms", "tokens_per_second", "speedup")
+    return {name: value for name, value in row.to_json().items() if name in kept}
 
 
 def made(folder: Path, config: Any) -> tuple[Path, Path]:

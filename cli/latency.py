@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from adakron_export.quantities import timed_text
+
 from .console import echo
 
 if TYPE_CHECKING:
@@ -17,7 +19,7 @@ def print_latency(report: BenchReport) -> None:
     machine = report.machine
     threads = f"{machine['threads']} threads" if machine["threads"] else "threads: the runtimes' choice"
     echo(f"{machine['processor']}, {machine['cores']} cores, {machine['device']}, {threads}")
-    echo(f"{'shape':<8}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}{'texts/s':>9}  speed-up (95 %)")
+    echo(f"{'shape':<12}{'side':<14}{'p50 ms':>8}{'p90':>8}{'p99':>8}{'texts/s':>9}  speed-up (95 %)")
     for row in report.latencies:
         ratio = (
             f"{_times(row.speedup.estimate)}x ({_times(row.speedup.low)}-{_times(row.speedup.high)})"
@@ -25,7 +27,8 @@ def print_latency(report: BenchReport) -> None:
             else ""
         )
         numbers = f"{row.p50_ms:>8.2f}{row.p90_ms:>8.2f}{row.p99_ms:>8.2f}{row.texts_per_second:>9.1f}"
-        echo(f"{'x'.join(map(str, row.shape)):<8}{row.side[:13]:<14}{numbers}  {ratio}")
+        written = f"{row.tokens_per_second:.1f} tokens/s  " if row.tokens_per_second is not None else ""
+        echo(f"{timed_text(row.shape):<12}{row.side[:13]:<14}{numbers}  {written}{ratio}")
     _print_loads(report)
     for side in report.sides:
         memory = f", peak {side.peak_mb:.0f} MB" if side.peak_mb else ""

@@ -229,7 +229,7 @@ def past_of(batch: Batch, expected: Sequence[tuple[str, Any, Any]], dtype: Any) 
     if not expected:
         return {}
     given = [name for name, _, _ in expected if name in batch]
-    texts = next(iter(np.shape(batch.get("input_ids"))), 0)
+    texts = next(iter(np.shape(batch["input_ids"])), 0) if "input_ids" in batch else 0
     if not given:
         return {name: np.zeros((texts, heads, 0, width), dtype) for name, heads, width in expected}
     if len(given) < len(expected):

@@ -81,8 +81,18 @@ class ArrayDecoder:
         )
 
 
+def keeps_cache(runner: Any) -> bool:
+    """Whether a runner keeps keys and values of what it read."""
+    manifest = getattr(runner, "manifest", None)
+    if manifest is not None:
+        return any(info.name.startswith(PRESENT) for info in manifest.outputs)
+    return bool(runner.model.signature.past) if hasattr(runner, "model") else False
+
+
 def decoder_of(runner: Any) -> Decoder:
-    """Steps of a runner of an exported model with a cache; of a bank's, those of one of its adapters."""
+    """Steps of a runner with a cache; of a bank's, those of one of its adapters."""
+    if hasattr(runner, "decoder"):
+        return runner.decoder()  # type: ignore[no-any-return]
     from adakron_export.runtimes.bank import OneAdapter
     from adakron_export.runtimes.ort import OrtRunner
     from adakron_export.runtimes.ort_decoding import OrtDecoder

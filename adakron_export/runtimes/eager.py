@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from adakron_export.checkpoints.task_model import TaskModel
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array, Batch, check_batch, check_values, past_of
+from adakron_export.runtimes.decoding import Decoder, Kept
 from adakron_export.tasks import without_cache
 
 
@@ -39,6 +41,10 @@ class EagerRunner:
         self.input_names = model.signature.texts
         self.output_names = without_cache(model.signature.outputs)
 
+    def decoder(self) -> Decoder:
+        """Steps that keep PyTorch's own tensors."""
+        return _EagerDecoder(self)
+
     @property
     def _floating(self) -> torch.dtype:
         return next(self.model.parameters()).dtype
@@ -52,6 +58,17 @@ class EagerRunner:
         """Run one batch; see `CachedRunner`."""
         outputs = self._forward(self._tensors(batch))
         return {name: out.cpu().numpy() for name, out in zip(self.model.signature.outputs, outputs, strict=True)}
+
+    def step(self, batch: Batch, kept: Kept | None) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Read more tokens of a model with a cache.
+
+        Returns:
+            The logits, and the keys and values that are kept now.
+        """
+        held = kept.values if kept is not None else {}
+        tensors = self._tensors(batch, held)
+        logits, *values = self._forward(tensors)
+        return logits, tuple(values)
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run; see `Runner.prepare`. On CUDA the batch is there already, and events take the time."""
@@ -102,13 +119,38 @@ class EagerRunner:
                 hook.remove()
         return found
 
-    def _tensors(self, batch: Batch) -> list[Tensor]:
+    def _tensors(self, batch: Batch, held: Mapping[str, Tensor] | None = None) -> list[Tensor]:
+        """The inputs; keys and values may be held as tensors already."""
         signature, past = self.model.signature, dict[str, Array]()
-        if signature.past:
+        if signature.past and not held:
             past = past_of(batch, [(name, *shape) for name, shape in signature.past.items()], np.float32)
         given = {name: values for name, values in batch.items() if name not in past}
-        check_batch(given, self.input_names, before=next(iter(past.values())).shape[2] if past else 0)
+        kept: Mapping[str, Any] = held or past
+        check_batch(given, self.input_names, before=next(iter(kept.values())).shape[2] if kept else 0)
         check_values(given)
-        arrays = {**given, **past}
-        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])).to(self.device) for name in signature.inputs]
+        arrays = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in {**given, **past}.items()}
+        tensors = [{**arrays, **(held or {})}[name].to(self.device) for name in signature.inputs]
         return [tensor.to(self._floating) if tensor.is_floating_point() else tensor for tensor in tensors]
+
+
+class _EagerDecoder:
+    """Steps of an `EagerRunner`; see `Decoder`."""
+
+    def __init__(self, runner: EagerRunner) -> None:
+        self._runner = runner
+
+    def step(self, batch: Batch, kept: Kept | None) -> tuple[Array, Kept]:
+        """Read more tokens; see `Decoder.step`."""
+        logits, values = self._runner.step(batch, kept)
+        names = self._runner.model.signature.past
+        shape = values[0].shape
+        return logits.cpu().numpy(), Kept(dict(zip(names, values, strict=True)), shape[0], shape[2])
+
+    def select(self, kept: Kept, rows: Sequence[int] | Array) -> Kept:
+        """What is kept of some rows; see `Decoder.select`."""
+        chosen = torch.as_tensor(np.asarray(rows), device=self._runner.device)
+        return Kept({name: value[chosen] for name, value in kept.values.items()}, len(rows), kept.tokens)
+
+    def crop(self, kept: Kept, tokens: int) -> Kept:
+        """What is kept of the first tokens; see `Decoder.crop`."""
+        return Kept({name: value[:, :, :tokens] for name, value in kept.values.items()}, kept.texts, tokens)

@@ -16,6 +16,7 @@ import numpy as np
 from adakron_export.errors import RunnerError
 from adakron_export.files.records import read_object, record_of
 from adakron_export.files.staging import write_text
+from adakron_export.quantities import timed_text
 from adakron_export.runtimes.base import Array
 from adakron_export.timing.latency import FEWEST_ROUNDS, Interval, Latency, interval_of, resampled_medians
 
@@ -99,7 +100,7 @@ def round_ratios(latencies: Sequence[Latency], reference: str) -> Ratios:
 
 
 def _shape(row: Latency) -> str:
-    return "x".join(map(str, row.shape))
+    return timed_text(row.shape)
 
 
 def regressions(now: Ratios, then: Ratios, *, max_regression: float) -> list[Regression]:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from adakron_export.quantities import timed_text
+
 _log = logging.getLogger(__name__)
 
 _ROUND_S = 0.1  # of one side in one round
@@ -26,7 +28,7 @@ class Timed(Protocol):
     """Something whose runs can be timed; see `RunnerProcess`."""
 
     def prepare(  # noqa: D102
-        self, shape: tuple[int, int], *, seed: int = 0, longest_s: float = LONGEST_WARM_UP_S
+        self, shape: tuple[int, ...], *, seed: int = 0, longest_s: float = LONGEST_WARM_UP_S
     ) -> tuple[float, float]: ...
 
     def time(self, runs: int) -> list[float]: ...  # noqa: D102
@@ -47,13 +49,14 @@ class Latency:
 
     Attributes:
         side: Its label.
-        shape: Texts and tokens.
+        shape: Texts and tokens; with a third number so many tokens were written after them.
         runs: How many were timed.
         p50_ms: Median of all runs; the others likewise.
         p90_ms: 90th percentile.
         p99_ms: 99th percentile.
         mean_ms: Mean.
         texts_per_second: Texts over the mean.
+        tokens_per_second: New tokens of all texts over the mean; ``None`` where none were written.
         first_ms: The first run of this shape.
         quantiles_ms: The 0th, 5th, ... 100th percentile.
         round_ms: The median of each round, in their order.
@@ -61,13 +64,14 @@ class Latency:
     """
 
     side: str
-    shape: tuple[int, int]
+    shape: tuple[int, ...]
     runs: int
     p50_ms: float
     p90_ms: float
     p99_ms: float
     mean_ms: float
     texts_per_second: float
+    tokens_per_second: float | None
     first_ms: float
     quantiles_ms: tuple[float, ...]
     round_ms: tuple[float, ...]
@@ -75,17 +79,17 @@ class Latency:
 
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
-        return {**asdict(self), "shape": "x".join(map(str, self.shape))}
+        return {**asdict(self), "shape": timed_text(self.shape)}
 
 
 def measure(
-    sides: Mapping[str, Timed], shape: tuple[int, int], *, budget_s: float, reference: str | None, seed: int = 0,
+    sides: Mapping[str, Timed], shape: tuple[int, ...], *, budget_s: float, reference: str | None, seed: int = 0,
 ) -> list[Latency]:  # fmt: skip
     """Time all sides at one shape, in rounds: each side in turn, the first one another each time.
 
     Args:
         sides: The sides, by their labels.
-        shape: Texts and tokens.
+        shape: Texts and tokens, and how many to write after them, if any.
         budget_s: When to stop, in seconds, warming up included; there are at least `FEWEST_ROUNDS` rounds.
         reference: The side that the others are compared with.
         seed: Seed of the batch.
@@ -95,7 +99,7 @@ def measure(
     first: dict[str, float] = {}
     runs: dict[str, int] = {}
     for label, side in sides.items():
-        _log.info("%s: warm up %s", _name(shape), label)
+        _log.info("%s: warm up %s", timed_text(shape), label)
         first[label], steady = side.prepare(shape, seed=seed, longest_s=longest_s)
         runs[label] = min(_MOST_RUNS, max(_FEWEST_RUNS, math.ceil(_ROUND_S / max(steady, 1e-6))))
     rounds: dict[str, list[list[float]]] = {label: [] for label in sides}
@@ -107,7 +111,7 @@ def measure(
             rounds[label].append(sides[label].time(runs[label]))
         count += 1
         longest_round = max(longest_round, time.perf_counter() - start)
-        _log.info("%s: round %s", _name(shape), count)
+        _log.info("%s: round %s", timed_text(shape), count)
     medians = {label: [float(np.median(each)) * 1000 for each in rounds[label]] for label in sides}
     return [
         _latency(label, shape, rounds[label], first[label],
@@ -116,12 +120,8 @@ def measure(
     ]  # fmt: skip
 
 
-def _name(shape: tuple[int, int]) -> str:
-    return f"{shape[0]}x{shape[1]}"
-
-
 def _latency(
-    label: str, shape: tuple[int, int], rounds: Sequence[Sequence[float]], first_s: float, ratio: Interval | None
+    label: str, shape: tuple[int, ...], rounds: Sequence[Sequence[float]], first_s: float, ratio: Interval | None
 ) -> Latency:
     every = np.concatenate([np.asarray(each) for each in rounds]) * 1000
     mean = float(every.mean())
@@ -134,6 +134,7 @@ def _latency(
         p99_ms=float(np.percentile(every, 99)),
         mean_ms=mean,
         texts_per_second=shape[0] * 1000 / mean,
+        tokens_per_second=shape[0] * shape[2] * 1000 / mean if len(shape) > 2 else None,
         first_ms=first_s * 1000,
         quantiles_ms=tuple(np.percentile(every, range(0, 101, 5)).tolist()),
         round_ms=tuple(float(np.median(each)) * 1000 for each in rounds),

@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
@@ -85,13 +85,17 @@ class RunnerProcess:
         ] or [(texts, tokens)]
         return min(near, key=lambda each: abs(each[0] - texts) + abs(each[1] - tokens))
 
-    def prepare(self, shape: tuple[int, int], *, seed: int = 0, longest_s: float = 3.0) -> tuple[float, float]:
+    def prepare(self, shape: tuple[int, ...], *, seed: int = 0, longest_s: float = 3.0) -> tuple[float, float]:
         """Make a batch, run it for the first time and until it is steady, or for so many seconds.
+
+        A shape with a third number is one after which so many tokens are written.
 
         Returns:
             Seconds of the first run, and of a steady one.
         """
-        answer = self.ask("prepare", texts=shape[0], tokens=shape[1], seed=seed, longest_s=longest_s)
+        texts, tokens, *written = shape
+        new = written[0] if written else None
+        answer = self.ask("prepare", texts=texts, tokens=tokens, new_tokens=new, seed=seed, longest_s=longest_s)
         return answer["first_s"], answer["steady_s"]
 
     def time(self, runs: int) -> list[float]:
@@ -170,13 +174,16 @@ class _Served:
         space = self.space
         return {"name": self.runner.name, "load_s": seconds, "max_length": space.max_length, "bounds": space.bounds}
 
-    def prepare(self, texts: int, tokens: int, seed: int, longest_s: float) -> dict[str, Any]:
+    def prepare(
+        self, texts: int, tokens: int, seed: int, longest_s: float, new_tokens: int | None = None
+    ) -> dict[str, Any]:  # fmt: skip
         from adakron_export.validation.batches import batch_of
 
         assert self.runner is not None
         assert self.space is not None
         self.batch = batch_of(self.space, texts, tokens, seed=seed)
-        self.once = self.runner.prepare(self.batch.inputs)
+        inputs = self.batch.inputs
+        self.once = self.runner.prepare(inputs) if new_tokens is None else _writing(self.runner, inputs, new_tokens)
         return {"first_s": self.once(), "steady_s": _warm_up(self.once, longest_s)}
 
     def time(self, runs: int) -> dict[str, Any]:
@@ -206,6 +213,28 @@ class _Served:
 
     def memory(self) -> dict[str, Any]:
         return {"peak_mb": peak_memory_mb()}
+
+
+def _writing(runner: Any, prompt: Mapping[str, Any], count: int) -> Callable[[], float]:
+    """Read a prompt and write so many tokens, the likeliest ones, with the cache."""
+    import numpy as np
+
+    from adakron_export.runtimes.decoding import decoder_of, inputs_of, keeps_cache
+
+    if not keeps_cache(runner):
+        raise RunnerError(f"{runner.name} keeps no cache, which new_tokens is about; export text-generation-with-past")
+    decoder = decoder_of(runner)
+
+    def once() -> float:
+        start, mask = time.perf_counter(), prompt["attention_mask"]
+        logits, kept = decoder.step(prompt, None)
+        for _ in range(count - 1):
+            ids = logits[:, -1].argmax(-1)[:, None]
+            mask = np.concatenate([mask, np.ones_like(ids)], axis=1)
+            logits, kept = decoder.step(inputs_of(runner.input_names, ids, mask), kept)
+        return time.perf_counter() - start
+
+    return once
 
 
 def _open(subject: Subject) -> Opened:

@@ -27,6 +27,9 @@ class Timing:
         None, "Shapes to time, texts x tokens.", shown="the baseline's, or 1x16,1x128,8x128,32x128", metavar="LIST",
         read=parse_shapes,
     )  # fmt: skip
+    new_tokens: int | None = option(
+        None, "Time too how long it takes to write so many tokens after each shape.", metavar="N", least=1
+    )
     budget_s: float = option(
         60.0, "Time for all of it, opening included.", flag="budget", shown="60s", metavar="TIME", read=parse_seconds
     )
@@ -43,6 +46,8 @@ class Timing:
         check_record(self, RunnerError)
         if self.budget_s == 0:
             raise RunnerError("budget must be above 0 seconds")
+        if self.new_tokens is not None and (self.clients or self.rates):
+            raise RunnerError("clients and rate are about single runs; leave them out, or new_tokens")
         if 0 in self.rates:
             raise RunnerError("rate is 0; it must be above 0 requests a second")
 

@@ -13,6 +13,7 @@ from adakron_export.artifacts.shapes import bounds_text
 from adakron_export.graph.keys import EXACT_SUMS
 from adakron_export.graph.tolerance import Tolerance
 from adakron_export.probing.watching import graph_runner
+from adakron_export.runtimes.decoding import keeps_cache
 from adakron_export.runtimes.space import InputSpace, NamedBatch
 from adakron_export.subjects.opened import (
     Opened,
@@ -26,7 +27,7 @@ from adakron_export.subjects.opening import Purpose, open_artifact_on, open_mode
 from adakron_export.subjects.space import model_space
 from adakron_export.subjects.subject import Subject
 from adakron_export.validation.batches import make_batches
-from adakron_export.validation.decoding import compare_writing, decoding_batches, keeps_cache
+from adakron_export.validation.decoding import compare_writing, decoding_batches
 from adakron_export.validation.identity import differences, identity_of
 from adakron_export.validation.parity import ParityReport, compare
 

@@ -10,25 +10,12 @@ from adakron_export.graph.tolerance import Tolerance
 from adakron_export.runtimes.base import Array
 from adakron_export.runtimes.decoding import ArrayDecoder, Decoder, Kept, decoder_of, inputs_of
 from adakron_export.runtimes.space import InputSpace, NamedBatch
-from adakron_export.tasks import PRESENT
 from adakron_export.validation.parity import Check, OutputParity, is_tied
 
 _STEPS, _REORDERED_AT, _PIECE = 16, 8, 5
 _WRITTEN = 64
 _LENGTHS = (12, 7, 3, 1)
 GREEDY = "greedy"
-
-
-def keeps_cache(runner: Any) -> bool:
-    """Whether a runner keeps keys and values."""
-    names = getattr(runner, "manifest", None)
-    outputs = [info.name for info in names.outputs] if names is not None else _signature(runner)
-    return any(name.startswith(PRESENT) for name in outputs)
-
-
-def _signature(runner: Any) -> list[str]:
-    model = getattr(runner, "model", None)
-    return [*model.signature.outputs] if model is not None else []
 
 
 def decoding_batches(runner: Any, space: InputSpace, *, seed: int = 0) -> list[NamedBatch]:
@@ -106,7 +93,7 @@ def _written(
 
 
 def _known(logits: Array, space: InputSpace) -> Array:
-    """The scores, ``[texts, vocabulary]``; where fixed scales were found on some words, those of the others are low."""
+    """The scores, ``[texts, vocabulary]``; where fixed scales were found on some words, those of others are low."""
     if not space.vocabulary:
         return logits
     known = np.full_like(logits, np.finfo(np.float32).min)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import reduce
 from pathlib import Path
@@ -18,7 +18,7 @@ from adakron_export.errors import RunnerError
 from adakron_export.extras import package_versions
 from adakron_export.files.staging import check_writable
 from adakron_export.machine.description import describe_machine
-from adakron_export.quantities import parse_shape
+from adakron_export.quantities import timed_shape, timed_text
 from adakron_export.runtimes.table import eager_beside, runtime_on
 from adakron_export.subjects.opening import task_of_exported
 from adakron_export.subjects.subject import Subject, as_subject
@@ -102,10 +102,11 @@ class _Plan:
     """What is measured, and for how long; the first of the subjects is the reference. No shapes are `SHAPES`."""
 
     subjects: dict[str, Subject]
-    shapes: tuple[tuple[int, int], ...]
+    shapes: tuple[tuple[int, ...], ...]
     scenarios: tuple[Scenario, ...]
     budget_s: float  # of one go, from opening the sides on
     seed: int
+    new_tokens: int | None = None
 
     @property
     def reference(self) -> str:
@@ -157,12 +158,12 @@ def bench(
     then = None
     if guard.baseline is not None:
         then = read_baseline(Path(guard.baseline), machine=machine, other_machine=guard.other_machine)
-    shapes = timing.shapes
-    if then is not None and shapes is None:
-        shapes = tuple(parse_shape(shape) for _, shape in then)
+    shapes = _named_shapes(timing, then)
     start, goes = time.perf_counter(), 1 + (_MEASURED_AGAIN if guard.baseline or guard.save_to else 0)
     scenarios = (*(Scenario(clients=number) for number in timing.clients), *(Scenario(rate=r) for r in timing.rates))
-    plan = _Plan(subjects, tuple(dict.fromkeys(shapes or ())), scenarios, timing.budget_s / goes, timing.seed)
+    plan = _Plan(
+        subjects, tuple(dict.fromkeys(shapes)), scenarios, timing.budget_s / goes, timing.seed, timing.new_tokens
+    )
 
     def check(keys: Sequence[tuple[str, str]]) -> None:
         if then is not None:
@@ -176,6 +177,15 @@ def bench(
         _save(Path(guard.save_to), plan, report)
     _say_if_longer(time.perf_counter() - start, timing.budget_s)
     return report
+
+
+def _named_shapes(timing: Timing, then: Ratios | None) -> tuple[tuple[int, ...], ...]:
+    """The shapes that are named, or those of the baseline; none for those that all sides take."""
+    if timing.shapes is not None or then is None:
+        return timing.shapes or ()
+    if timing.new_tokens is not None:
+        raise RunnerError("the baseline says how many tokens are written; leave new_tokens out, or name shapes too")
+    return tuple(timed_shape(shape) for _, shape in then)
 
 
 def _save(path: Path, plan: _Plan, report: BenchReport) -> None:
@@ -242,9 +252,25 @@ def _guarded(plan: _Plan, rows: Sequence[Latency], then: Ratios, max_regression:
 
 def _with_another_opening(plan: _Plan, ratios: Ratios) -> Ratios:
     """Ratios with those of new processes: openings differ from one another by more than the rounds of one show."""
-    shapes = tuple(dict.fromkeys(parse_shape(shape) for _, shape in ratios))
-    more = round_ratios(_measured(replace(plan, shapes=shapes, scenarios=())).latencies, plan.reference)
+    shapes = tuple(dict.fromkeys(timed_shape(shape) for _, shape in ratios))
+    more = round_ratios(
+        _measured(replace(plan, shapes=shapes, scenarios=(), new_tokens=None)).latencies, plan.reference
+    )
     return {key: [*values, *more[key]] for key, values in ratios.items()}
+
+
+def _default_shapes(plan: _Plan, processes: Collection[RunnerProcess]) -> tuple[tuple[int, ...], ...]:
+    """`SHAPES`, as far as all sides take them, with what is written after them."""
+    more = plan.new_tokens or 0
+    taken = [reduce(_nearest, processes, (texts, tokens + more)) for texts, tokens in SHAPES]
+    return tuple(dict.fromkeys((texts, max(1, tokens - more)) for texts, tokens in taken))
+
+
+def _with_writing(plan: _Plan, shapes: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """Each shape, and behind it the same with tokens that are written."""
+    if plan.new_tokens is None:
+        return shapes
+    return tuple(each for shape in shapes for each in (shape, (*shape, plan.new_tokens)))
 
 
 def _nearest(shape: tuple[int, int], process: RunnerProcess) -> tuple[int, int]:
@@ -259,8 +285,8 @@ def _measured(plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = 
         for label, each in plan.subjects.items():
             _log.info("open %s", label)
             processes[label] = stack.enter_context(RunnerProcess(each))
-        shapes = plan.shapes or tuple(dict.fromkeys(reduce(_nearest, processes.values(), shape) for shape in SHAPES))
-        check([(label, f"{n}x{tokens}") for n, tokens in shapes for label in processes if label != reference])
+        shapes = _with_writing(plan, plan.shapes or _default_shapes(plan, processes.values()))
+        check([(label, timed_text(shape)) for shape in shapes for label in processes if label != reference])
         parts = len(shapes) * (1 + len(plan.scenarios))
 
         def share() -> float:
@@ -274,7 +300,7 @@ def _measured(plan: _Plan, check: Callable[[Sequence[tuple[str, str]]], None] = 
         for shape in shapes:
             rows += measure(processes, shape, budget_s=share(), reference=reference, seed=plan.seed)
             for scenario in plan.scenarios:
-                loads += measure_load(processes, shape, scenario, budget_s=share(), seed=plan.seed)
+                loads += measure_load(processes, (shape[0], shape[1]), scenario, budget_s=share(), seed=plan.seed)
         sides = [
             SideInfo(label, str(each.subject.path), each.name, each.load_s, each.peak_mb())
             for label, each in processes.items()

@@ -28,6 +28,17 @@ print(json.dumps({"logits": model(**inputs).logits.tolist(), "labels": model.con
                   "ids": inputs["input_ids"].tolist()}))
 """
 
+WRITE = """
+import json, sys, torch
+from optimum.onnxruntime import ORTModelForCausalLM
+folder, ids = sys.argv[1], torch.tensor(json.loads(sys.argv[2]))
+model = ORTModelForCausalLM.from_pretrained(folder)
+ways = ({}, {"num_beams": 3})
+mask = (ids != 1).long()
+print(json.dumps([model.generate(ids, attention_mask=mask, max_new_tokens=12, pad_token_id=1, **way).tolist()
+                  for way in ways]))
+"""
+
 
 def main() -> None:
     from transformers import AutoTokenizer
@@ -55,6 +66,29 @@ def main() -> None:
             if not (same and difference < 1e-5):
                 sys.exit(f"optimum-onnx answers differently: {difference}, {found}")
             print(f"optimum-onnx agrees on the {name}: largest difference {difference:.1e}")
+        write(folder, python)
+
+
+def write(folder: Path, python: Path) -> None:
+    """A decoder with a cache and adapters writes the same tokens there."""
+    import torch
+
+    from adakron_export import OnnxModel
+    from tiny import save_checkpoint
+
+    artifact = folder / "decoder"
+    export_onnx(save_checkpoint(folder / "made", "llama"), artifact)
+    ids = torch.tensor([[5, 6, 7, 8], [1, 1, 9, 10]])
+    model, ways = OnnxModel.from_pretrained(artifact), ({}, {"num_beams": 3})
+    mask = (ids != 1).long()
+    expected = [
+        model.generate(ids, attention_mask=mask, max_new_tokens=12, pad_token_id=1, **way).tolist() for way in ways
+    ]
+    command = [python, "-c", WRITE, artifact, json.dumps(ids.tolist())]
+    output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=folder).stdout
+    if json.loads(output.splitlines()[-1]) != expected:
+        sys.exit(f"optimum-onnx writes other tokens: {output.splitlines()[-1]}, not {expected}")
+    print("optimum-onnx writes the same tokens, greedily and with beams")
 
 
 if __name__ == "__main__":

@@ -14,9 +14,12 @@ from adakron_export import (
     Batches,
     EngineShapes,
     ExportSettings,
+    Guard,
     Limits,
     OnnxModel,
     Subject,
+    Timing,
+    bench,
     create_bank,
     export_engine,
     export_onnx,
@@ -28,6 +31,7 @@ from adakron_export import (
 from adakron_export.backbones.table import BACKBONES
 from adakron_export.checkpoints.kinds import base_of
 from adakron_export.errors import RunnerError
+from adakron_export.quantities import timed_text
 from adakron_export.runtimes.decoding import decoder_of, inputs_of
 from adakron_export.tasks import Task
 from tampered import changed
@@ -324,3 +328,29 @@ def test_perplexity_decides_where_no_text_has_labels(spoken, tmp_path, cli):
     assert [(row.metric, row.held) for row in result.attempts][:: len(result.attempts) - 1] == [
         ("perplexity", False), ("perplexity", True),
     ]  # fmt: skip
+
+
+def test_bench_times_the_first_token_and_those_that_follow(spoken, tmp_path, cli):
+    checkpoint, saved = spoken.parent / "checkpoint", tmp_path / "baseline.json"
+    timing = Timing(shapes=((1, 8), (2, 8)), new_tokens=4, budget_s=4)
+    report = bench([spoken], against=checkpoint, timing=timing, guard=Guard(save_to=str(saved)))
+    rows = {(row.side, timed_text(row.shape)): row for row in report.latencies}
+    assert {shape for _, shape in rows} == {"1x8", "1x8+4", "2x8", "2x8+4"}
+    written, prompt = rows["artifact", "2x8+4"], rows["artifact", "2x8"]
+    assert written.tokens_per_second == pytest.approx(8000 / written.mean_ms)
+    assert prompt.tokens_per_second is None
+    assert written.p50_ms > prompt.p50_ms
+    shown = cli(
+        "bench", spoken, "--against", checkpoint, "--baseline", saved, "--budget", "4", "--max-regression", 900
+    )
+    assert "1x8+4" in shown.stdout
+    assert "tokens/s" in shown.stdout
+    with pytest.raises(RunnerError, match=r"the baseline says how many tokens are written"):
+        bench([spoken], against=checkpoint, timing=Timing(new_tokens=4), guard=Guard(baseline=str(saved)))
+    with pytest.raises(RunnerError, match=r"clients and rate are about single runs"):
+        Timing(new_tokens=4, clients=(2,))
+    export_onnx(
+        Subject(checkpoint, task="text-generation"), tmp_path / "plain", settings=ExportSettings(validate=False)
+    )
+    with pytest.raises(RunnerError, match=r"keeps no cache, which new_tokens is about"):
+        bench([tmp_path / "plain"], timing=timing)

@@ -10,9 +10,10 @@ import tomllib
 import pytest
 
 import adakron_export
-from adakron_export import errors
+from adakron_export import ExportSettings, errors, export_onnx
+from adakron_export.tasks import Task
 from conftest import DEMO, ROOT
-from tiny import backbone_of
+from tiny import backbone_of, save_backbone
 
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 
@@ -122,6 +123,8 @@ def test_the_readmes_commands_print_what_it_shows(cli, tmp_path, monkeypatch):
 def test_the_readmes_code_runs_as_it_stands(tmp_path, monkeypatch):
     for name in ("checkpoint", "other-checkpoint"):
         shutil.copytree(DEMO, tmp_path / name)
+    save_backbone(tmp_path / "decoder", "gpt2", Task.TEXT_GENERATION)
+    export_onnx(tmp_path / "decoder", tmp_path / "decoder-artifact", settings=ExportSettings(validate=False))
     monkeypatch.chdir(tmp_path)
     namespace = {"backbone": backbone_of("bert")}
     for block in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL):
