@@ -61,10 +61,12 @@ def _find_kept(model: nn.Module) -> Kept | None:
     if not writes or "past_key_values" not in arguments_of(model):
         return None
     cache, device = DynamicCache(), next(model.parameters()).device
-    with torch.no_grad():
-        found = model(
-            input_ids=torch.zeros(1, 1, dtype=torch.int64, device=device), past_key_values=cache, use_cache=True
-        )
+    token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+    try:
+        with torch.no_grad():
+            found = model(input_ids=token, past_key_values=cache, use_cache=True)
+    except (RuntimeError, TypeError, ValueError, AttributeError, LookupError):  # it takes caches of another kind
+        return None
     layers = getattr(getattr(found, "past_key_values", None), "layers", [])
     tensors: list[Any] = [getattr(layer, part, None) for layer in layers for part in ("keys", "values")]
     plain = all(isinstance(tensor, Tensor) and tensor.dim() == 4 and tensor.shape[2] == 1 for tensor in tensors)

@@ -10,7 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 from peft.tuners.lora import LoraLayer
 from peft.tuners.tuners_utils import BaseTunerLayer
-from peft.utils.other import AuxiliaryTrainingWrapper, ModulesToSaveWrapper
+from peft.utils.other import ModulesToSaveWrapper
 from torch import Tensor, nn
 
 from adakron_export.adapter.bottleneck.config import BOTTLENECK, OPERATOR_ACTIVATIONS, BottleneckConfig
@@ -44,12 +44,13 @@ def bank_weights(model: nn.Module) -> AdapterWeights:
     """
     if not isinstance(model, PeftModel):
         raise ExportError("it has no adapter")
-    method = model.active_peft_config.peft_type
+    adapter = active_adapter(model)
+    method = model.peft_config[adapter].peft_type
     if method not in _NAMES:
         raise ExportError(
             f"its adapter is {getattr(method, 'value', method)}; a bank holds AdaKron, bottlenecks or LoRA"
         )
-    adapter, kind = active_adapter(model), _NAMES[method]
+    kind = _NAMES[method]
     weights = _READ[kind](model, adapter)
     heads = {
         f"{name}.{part}": tensor
@@ -166,16 +167,6 @@ def _read_bottlenecks(model: PeftModel, adapter: str) -> tuple[dict[str, Tensor]
 
 def _read_lora(model: PeftModel, adapter: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     check_low_rank(model.active_peft_config)
-    wrapped = next(
-        (
-            name
-            for name, layer in model.get_base_model().named_modules()
-            if isinstance(layer, AuxiliaryTrainingWrapper) and not isinstance(layer, ModulesToSaveWrapper)
-        ),
-        None,
-    )
-    if wrapped is not None:
-        raise ExportError(f"it trains tokens of {wrapped}")
     found: dict[str, Tensor] = {}
     for name, layer in _layers(model, LoraLayer):
         if adapter in layer.lora_A or adapter in layer.lora_embedding_A:

@@ -242,6 +242,8 @@ def test_adapters_of_adapterhub_share_a_bank(tmp_path):
         add_to_bank(folder, {"parallel": of("parallel")})
     with pytest.raises(ArtifactError, match=r"its head is classification, 1 layers, tanh, pooled, the bank's class"):
         add_to_bank(folder, {"pooled": of("head-pooled")})
+    with pytest.raises(ExportError, match=r"stack cannot be in a bank: 2 adapters are active"):
+        add_to_bank(folder, {"stack": of("stack")})
 
 
 @pytest.mark.parametrize("kind", ["LoRA", "Houlsby"])
