@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from peft import PeftModel, get_peft_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
@@ -67,6 +68,16 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "initializer_range": 0.2,
     },
 }
+# Architectures whose code is that of another one here: `make slow` has them too.
+_ALIKE = ("xlm-roberta", "camembert", "mistral", "qwen2")
+
+
+def every(*values: Any) -> list[Any]:
+    """Each architecture with further values of a parametrised test."""
+    return [pytest.param(name, *values, marks=[pytest.mark.slow] if name in _ALIKE else []) for name in CONFIGS]
+
+
+EVERY = every()
 NATURAL_TASK = {
     **dict.fromkeys(CONFIGS, Task.TEXT_CLASSIFICATION),
     **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), Task.TEXT_GENERATION),

@@ -8,8 +8,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common
 
 from adakron_export.graph.keys import REWRITES_KEY
+from adakron_export.graph.passes.cache_attention import CacheAttentionPass
 from adakron_export.graph.passes.share_transposed import ShareTransposedPass
 from adakron_export.graph.targets import Target
+
+_WHERE_THERE_IS_ONE = (ShareTransposedPass, CacheAttentionPass)  # a tied head, a cache; nobody misses them elsewhere
 
 
 def lower(model: ir.Model, target: Target, *, quantise: Sequence[ir.passes.PassBase] = ()) -> ir.Model:
@@ -30,7 +33,7 @@ def lower(model: ir.Model, target: Target, *, quantise: Sequence[ir.passes.PassB
         result = step(lowered)
         lowered = result.model
         name = type(step).__name__.removesuffix("Pass")
-        optional = isinstance(step, ShareTransposedPass) and not result.modified
+        optional = isinstance(step, _WHERE_THERE_IS_ONE) and not result.modified
         if type(step).__module__.startswith(f"{__package__}.") and not optional:
             rewrites.append(name if result.modified else f"{name} (no match)")
     lowered.metadata_props[REWRITES_KEY] = ", ".join(rewrites)

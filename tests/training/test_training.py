@@ -308,7 +308,7 @@ def test_accumulated_batches_are_one_large_batch(backbone, data, tmp_path):
     assert train(two, tmp_path / "two").metrics["loss"] == pytest.approx(one.metrics["loss"], rel=1e-5)
 
 
-@pytest.mark.parametrize("launcher", ["torchrun", "accelerate launch"])
+@pytest.mark.parametrize("launcher", [pytest.param("torchrun", marks=pytest.mark.slow), "accelerate launch"])
 def test_two_processes_learn_as_one_with_doubled_accumulation(backbone, data, tmp_path, launcher):
     common = {"eval_share": 0.125, "epochs": 2.0, "dropout": 0.0, "batch_size": 8}
     train(recipe_of(backbone, data, gradient_accumulation=2, **common), tmp_path / "one")

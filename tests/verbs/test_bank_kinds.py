@@ -103,7 +103,9 @@ def members_of(kind, folder, backbone):
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=[pytest.mark.slow] if kind in ("parallel", "sum") else []) for kind in KINDS]
+)
 def test_each_row_is_answered_by_its_own_adapter(kind, backbone, batch, tmp_path):
     members = members_of(kind, tmp_path, backbone)
     assert create_bank(members, tmp_path / "bank", target="ort-cpu").passed
@@ -246,7 +248,7 @@ def test_adapters_of_adapterhub_share_a_bank(tmp_path):
         add_to_bank(folder, {"stack": of("stack")})
 
 
-@pytest.mark.parametrize("kind", ["LoRA", "Houlsby"])
+@pytest.mark.parametrize("kind", ["LoRA", pytest.param("Houlsby", marks=pytest.mark.slow)])
 def test_openvino_and_tensorrt_take_them(kind, backbone, tmp_path):
     members = members_of(kind, tmp_path, backbone)
     assert create_bank(members, tmp_path / "openvino", target="openvino").passed

@@ -23,12 +23,12 @@ from adakron_export.artifacts.listing import sha256_of
 from adakron_export.errors import ArtifactError, ExportError, RunnerError
 from adakron_export.tasks import Task
 from conftest import DEMO, stages
-from tiny import CONFIGS, save_checkpoint
+from tiny import EVERY, save_checkpoint
 
 TEXT_TASKS = [task for task in Task if task is not Task.IMAGE_CLASSIFICATION and not task.writes]
 
 
-@pytest.mark.parametrize("model_type", CONFIGS)
+@pytest.mark.parametrize("model_type", EVERY)
 def test_every_backbone_exports_and_agrees(model_type, tmp_path):
     result = export_onnx(save_checkpoint(tmp_path, model_type), tmp_path / "out")
     assert result.written
