@@ -40,10 +40,12 @@ def timed_shape(text: str) -> tuple[int, ...]:
     Raises:
         RunnerError: The text is not of that form.
     """
-    shape, _, written = text.partition("+")
-    if written and (not written.isdecimal() or not int(written)):
+    shape, plus, written = text.partition("+")
+    if not plus:
+        return parse_shape(shape)
+    if not written.isdecimal() or not int(written):
         raise RunnerError(f"{text!r} is no shape with new tokens; write one such as 1x128+64")
-    return (*parse_shape(shape), int(written)) if written else parse_shape(shape)
+    return *parse_shape(shape), int(written)
 
 
 def timed_text(shape: Sequence[int]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from adakron_export.errors import RunnerError
 from adakron_export.runtimes.base import Array
 from adakron_export.runtimes.decoding import Decoder, Kept, check_room, inputs_of
 
@@ -47,8 +48,11 @@ def write_greedily(
         What was written of each text, with the token that ends it.
 
     Raises:
-        RunnerError: A prompt leaves no room to write.
+        RunnerError: A prompt has no tokens, or leaves no room to write.
     """
+    empty = next((number for number, prompt in enumerate(prompts, 1) if not prompt), None)
+    if empty is not None:
+        raise RunnerError(f"prompt {empty} of {len(prompts)} has no tokens; there is nothing to write on from")
     ids, mask = _padded(prompts, pad_id)
     check_room(ids.shape[1], writing.limit)
     room = writing.count if writing.limit is None else min(writing.count, writing.limit - ids.shape[1])

@@ -50,13 +50,18 @@ def decoding_batches(runner: Any, space: InputSpace, *, seed: int = 0) -> list[N
     return found
 
 
+def has_room(space: InputSpace) -> bool:
+    """Whether both sides can be let write."""
+    return _prompt(space, 0) is not None
+
+
 def compare_writing(
     reference: Any, candidate: Any, space: InputSpace, tolerance: Tolerance, *, seed: int = 0
 ) -> list[OutputParity]:
     """Let both sides write the likeliest tokens, each with its own cache, and compare them.
 
     A text is compared up to a token at which the reference's two likeliest are as good as tied, which in few bits is
-    soon.
+    soon. Where that is so from the first token on, there is nothing to compare.
 
     Args:
         reference: What is right.
@@ -66,14 +71,15 @@ def compare_writing(
         seed: Seed of the prompt.
     """
     prompt = _prompt(space, seed)
-    if prompt is None or tolerance.top1 < 1:
+    if prompt is None:
         return []
     wanted, tied = _written(ArrayDecoder(reference), space, *prompt, tolerance)
     found, _ = _written(decoder_of(candidate), space, *prompt, tolerance)
     counted = np.cumsum(tied, axis=1) == 0
-    same = np.where(counted, wanted == found, True)  # noqa: FBT003, RUF100
-    share = float(np.logical_and.accumulate(same, axis=1).mean())
-    return [OutputParity(GREEDY, prompt[0].shape, "tokens", 0, (Check("token_identity", share, 1.0),))]
+    if not counted.any():
+        return []
+    share = float(np.logical_and.accumulate(wanted == found, axis=1)[counted].mean())
+    return [OutputParity(GREEDY, prompt[0].shape, "tokens", 0, (Check("token_identity", share, tolerance.top1),))]
 
 
 def _written(

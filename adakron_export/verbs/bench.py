@@ -185,7 +185,10 @@ def _named_shapes(timing: Timing, then: Ratios | None) -> tuple[tuple[int, ...],
         return timing.shapes or ()
     if timing.new_tokens is not None:
         raise RunnerError("the baseline says how many tokens are written; leave new_tokens out, or name shapes too")
-    return tuple(timed_shape(shape) for _, shape in then)
+    shapes = tuple(timed_shape(shape) for _, shape in then)
+    if (timing.clients or timing.rates) and any(len(shape) > 2 for shape in shapes):
+        raise RunnerError("clients and rate are about single runs, and the baseline has new tokens; name shapes too")
+    return shapes
 
 
 def _save(path: Path, plan: _Plan, report: BenchReport) -> None:

@@ -30,10 +30,16 @@ from adakron_export import (
 )
 from adakron_export.backbones.table import BACKBONES
 from adakron_export.checkpoints.kinds import base_of
+from adakron_export.checkpoints.task_model import TaskModel
 from adakron_export.errors import RunnerError
+from adakron_export.graph.dtypes import dtype_named
 from adakron_export.quantities import timed_text
 from adakron_export.runtimes.decoding import decoder_of, inputs_of
+from adakron_export.runtimes.eager import EagerRunner
+from adakron_export.runtimes.generation import Writing, write_greedily
+from adakron_export.runtimes.space import InputSpace
 from adakron_export.tasks import Task
+from adakron_export.validation.decoding import compare_writing
 from tampered import changed
 from tiny import CONFIGS, adapted, backbone_of, save_backbone
 
@@ -356,3 +362,25 @@ def test_bench_times_the_first_token_and_those_that_follow(spoken, tmp_path, cli
     )
     with pytest.raises(RunnerError, match=r"keeps no cache, which new_tokens is about"):
         bench([tmp_path / "plain"], timing=timing)
+
+
+def test_what_both_sides_write_is_held_to_top1_and_counted_honestly(made, tmp_path):
+    space = InputSpace(("input_ids", "attention_mask", "position_ids"), vocab_size=99, pad_id=1, max_length=40)
+    checkpoint, artifact, _ = made("gpt2")
+    reference = EagerRunner(TaskModel(base_of(load_model(checkpoint)), Task.TEXT_GENERATION_WITH_PAST))
+    other = open_runner(made("llama")[1])  # another model of the same vocabulary
+    exact = dtype_named("fp32").tolerance
+    (row,) = compare_writing(reference, other, space, exact)
+    assert row.checks[0].value < 0.5
+    assert not row.passed
+    (row,) = compare_writing(reference, other, space, exact.changed({"top1": 0.0}))
+    assert row.passed
+    (row,) = compare_writing(reference, open_runner(artifact), space, exact)
+    assert row.checks[0].value == 1.0
+    assert compare_writing(reference, other, space, exact.changed({"absolute": 1e3})) == []  # all is as good as tied
+
+
+def test_a_prompt_without_tokens_is_refused(made):
+    runner = open_runner(made("gpt2")[1])
+    with pytest.raises(RunnerError, match=r"prompt 2 of 2 has no tokens"):
+        write_greedily(decoder_of(runner), [[5], []], Writing(3), names=runner.input_names, pad_id=1)

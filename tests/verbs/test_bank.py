@@ -345,6 +345,7 @@ def test_a_damaged_adapter_is_named_and_can_be_left_out(bank, batch, caplog, cli
     assert "adapter tone is left out" in caplog.text
     assert predict(bank, ["a film"], adapter="spam", skip_damaged=True)
     assert "label" in cli("predict", bank, "--text", "a film", "--adapter", "spam", "--skip-damaged", "--json").stdout
+    assert "a film" in cli("predict", bank, "--text", "a film", "--adapter", "spam", "--skip-damaged").stdout
     cli("predict", bank, "--text", "a film", "--adapter", "tone", "--skip-damaged", code=2)
     assert runner.run(batch, "topic")["logits"].shape == (4, 2)
     with pytest.raises(ArtifactError, match=r"missing, or changed since it was written"):
