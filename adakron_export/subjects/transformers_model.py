@@ -88,10 +88,10 @@ class OnnxCache(Cache):  # type: ignore[misc,unused-ignore]
         if self._kept is not None:
             self.batch_select_indices(torch.arange(self._kept.texts).repeat_interleave(repeats))
 
-    def crop(self, max_length: int) -> None:
-        """Forget the last tokens; a negative length says how many."""
-        if self._kept is not None:
-            length = max_length if max_length >= 0 else self._kept.tokens + max_length
+    def crop(self, tokens_to_remove: int) -> None:
+        """Forget the last tokens: ``-3`` the last three, ``0`` none; as older transformers have it, ``3`` all but 3."""
+        if self._kept is not None and tokens_to_remove:
+            length = tokens_to_remove if tokens_to_remove > 0 else self._kept.tokens + tokens_to_remove
             self._kept = self._decoder.crop(self._kept, min(length, self._kept.tokens))
 
     def reset(self) -> None:

@@ -117,8 +117,11 @@ def test_a_decoder_writes_what_eager_pytorch_writes(model_type, made):
             torch.manual_seed(5)
             written.append(model.generate(**prompts(), max_new_tokens=20, pad_token_id=1, **way))
         assert torch.equal(*written), name
-    one = torch.tensor([[5]])
-    assert torch.equal(*(model.generate(one, max_new_tokens=20, pad_token_id=1) for model in (eager, exported)))
+    for prompt, way in (([5], {}), ([5, 6, 7, 5, 6, 7, 5, 6], {"prompt_lookup_num_tokens": 3})):
+        ids = torch.tensor([prompt])
+        assert torch.equal(
+            *(model.generate(ids, max_new_tokens=20, pad_token_id=1, **way) for model in (eager, exported))
+        )
 
 
 @pytest.mark.parametrize(
