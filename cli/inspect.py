@@ -73,6 +73,17 @@ def _print_checkpoint(info: Any) -> None:
         _print_adapters(info.adapters)
 
 
+def _tensors(rows: list[Any]) -> str:
+    """Inputs or outputs; of keys and values the first layer's, and how many there are."""
+    from adakron_export.tasks import without_cache
+
+    names = without_cache(row["name"] for row in rows)
+    plain = [options.tensor(row["name"], row["shape"]) for row in rows if row["name"] in names]
+    kept = [options.tensor(row["name"], row["shape"]) for row in rows if row["name"] not in names]
+    more = [f"{len(kept) - 2} more keys and values"] if len(kept) > 2 else []
+    return ", ".join([*plain, *kept[:2], *more])
+
+
 def _print_artifact(info: Any) -> None:
     manifest = info.manifest
     ops = ", ".join(f"{count} {name}" for name, count in info.ops.items())
@@ -87,8 +98,8 @@ def _print_artifact(info: Any) -> None:
             ("graph", f"target {manifest['target']}, {manifest['dtype']}, opsets {opsets}"),
             ("rewrites", info.rewrites or "none"),
             *([("int8", f"integer products are {info.integer_products}")] if info.integer_products else []),
-            ("inputs", ", ".join(options.tensor(row["name"], row["shape"]) for row in manifest["inputs"])),
-            ("outputs", ", ".join(options.tensor(row["name"], row["shape"]) for row in manifest["outputs"])),
+            ("inputs", _tensors(manifest["inputs"])),
+            ("outputs", _tensors(manifest["outputs"])),
             ("parameters", f"{info.parameters:,}"),
             ("operators", f"{sum(info.ops.values())}: {ops}"),
             ("files", ", ".join(f"{name} {options.size(number)}" for name, number in info.file_bytes.items())),

@@ -27,7 +27,7 @@ from adakron_export.checkpoints.checkpoint import Checkpoint
 from adakron_export.checkpoints.peft_folder import find_peft, is_adakron, is_bottleneck, is_peft, load_peft
 from adakron_export.checkpoints.plain import find_plain, fold_plain, is_plain_model, load_plain
 from adakron_export.checkpoints.reference_loading import find_reference, is_reference, load_reference
-from adakron_export.checkpoints.task_model import kept_of
+from adakron_export.checkpoints.task_model import cache_shapes
 from adakron_export.tasks import Task, task_of_architecture
 
 _DESCRIBED = (
@@ -89,7 +89,7 @@ class Loaded:
         task = task_of_architecture(type(self.base).__name__)
         if not task.writes:
             return task
-        return self.asked or (Task.TEXT_GENERATION_WITH_PAST if kept_of(self.base) else task)
+        return self.asked or (Task.TEXT_GENERATION_WITH_PAST if cache_shapes(self.base) else task)
 
     @property
     def adapts(self) -> bool:

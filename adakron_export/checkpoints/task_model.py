@@ -41,21 +41,21 @@ class Signature:
         return without_cache(self.inputs)
 
 
-Kept = tuple[tuple[int, int], ...]  # heads and width of the keys, then of the values, of each layer
-_KEPT: weakref.WeakKeyDictionary[nn.Module, Kept | None] = weakref.WeakKeyDictionary()
+CacheShapes = tuple[tuple[int, int], ...]  # heads and width of the keys, then of the values, of each layer
+_SHAPES: weakref.WeakKeyDictionary[nn.Module, CacheShapes | None] = weakref.WeakKeyDictionary()
 
 
-def kept_of(model: nn.Module) -> Kept | None:
+def cache_shapes(model: nn.Module) -> CacheShapes | None:
     """What a model keeps of the tokens that it read; ``None`` where that is nothing, or no plain keys and values.
 
     It is run on one token to see.
     """
-    if model not in _KEPT:
-        _KEPT[model] = _find_kept(model)
-    return _KEPT[model]
+    if model not in _SHAPES:
+        _SHAPES[model] = _find_cache_shapes(model)
+    return _SHAPES[model]
 
 
-def _find_kept(model: nn.Module) -> Kept | None:
+def _find_cache_shapes(model: nn.Module) -> CacheShapes | None:
     config: dict[str, Any] = cast(Any, model).config.to_dict()
     writes = config["model_type"] not in MODEL_FOR_MASKED_LM_MAPPING_NAMES and _is_decoder(config)
     if not writes or "past_key_values" not in arguments_of(model):
@@ -103,7 +103,7 @@ def signature_of(model: nn.Module, task: Task) -> Signature:
     inputs = dict.fromkeys(names, TOKEN_AXES)
     if task is not Task.TEXT_GENERATION_WITH_PAST:
         return Signature(inputs, _OUTPUTS[task])
-    kept = kept_of(model)
+    kept = cache_shapes(model)
     if kept is None:
         raise ExportError(f"a {type(model).__name__} keeps no keys and values that a graph can; use text-generation")
     parts = [f"{layer}.{part}" for layer in range(len(kept) // 2) for part in ("key", "value")]

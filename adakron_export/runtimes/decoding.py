@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch
+from adakron_export.runtimes.base import Array, Batch, CachedRunner
 from adakron_export.tasks import PAST, PRESENT
 
 
@@ -62,7 +62,7 @@ class ArrayDecoder:
         runner: The runner.
     """
 
-    def __init__(self, runner: Any) -> None:
+    def __init__(self, runner: CachedRunner) -> None:
         self._runner = runner
 
     def step(self, batch: Batch, kept: Kept | None) -> tuple[Array, Kept]:

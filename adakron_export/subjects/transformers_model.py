@@ -89,7 +89,7 @@ class OnnxCache(Cache):  # type: ignore[misc,unused-ignore]
             self.batch_select_indices(torch.arange(self._kept.texts).repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Forget the last tokens: ``-3`` the last three, ``0`` none; as older transformers have it, ``3`` all but 3."""
+        """Forget the last tokens: ``-3`` three of them, ``0`` none; ``3`` (older transformers) all but three."""
         if self._kept is not None and tokens_to_remove:
             length = tokens_to_remove if tokens_to_remove > 0 else self._kept.tokens + tokens_to_remove
             self._kept = self._decoder.crop(self._kept, min(length, self._kept.tokens))

@@ -31,6 +31,7 @@ from adakron_export.tokenization.encoding import load_tokenizer
 from adakron_export.validation.accuracy import PERPLEXITY, AccuracyReport, Flip, MetricPair
 from adakron_export.validation.batches import pad_batch
 from adakron_export.validation.parity import OutputParity, compare_outputs
+from adakron_export.validation.perplexity import Surprise
 
 _log = logging.getLogger(__name__)
 
@@ -284,7 +285,7 @@ def _compare_written(
     """Compare the logits of models that write, and the perplexity of the text: ``exp`` of the mean over its tokens."""
     data, own = texts.reference, texts.candidate
     rows: list[OutputParity] = []
-    of_reference, of_candidate = _Surprise(), _Surprise()
+    of_reference, of_candidate = Surprise(), Surprise()
     for number, batch in enumerate(data.batches, 1):
         _log.info("batch %s of %s of %s", number, len(data.batches), data.source)
         wanted, found = reference.run(batch.inputs), candidate.run(batch.inputs)
@@ -296,27 +297,6 @@ def _compare_written(
         of_candidate.add(batch, candidate.run(batch.inputs)["logits"])
     pair = MetricPair(PERPLEXITY, of_reference.perplexity, of_candidate.perplexity)
     return rows, AccuracyReport(data.source, len(data.rows), (pair,), (), max_drop, lower_is_better=True)
-
-
-class _Surprise:
-    """How unlikely a model finds each token after those before it."""
-
-    def __init__(self) -> None:
-        self._nats, self._tokens = 0.0, 0
-
-    def add(self, batch: NamedBatch, logits: Array) -> None:
-        ids, mask = batch.inputs["input_ids"][:, 1:], batch.inputs["attention_mask"][:, 1:].astype(bool)
-        for scores, row, kept in zip(logits[:, :-1], ids, mask, strict=True):
-            wide = scores[kept].astype(np.float64)
-            top = wide.max(-1, keepdims=True) if wide.size else wide
-            total = np.log(np.exp(wide - top).sum(-1)) + top[:, 0] if wide.size else np.zeros(0)
-            self._nats += float((total - wide[np.arange(len(wide)), row[kept]]).sum())
-            self._tokens += int(kept.sum())
-
-    @property
-    def perplexity(self) -> float:
-        """NaN of texts of one token."""
-        return float(np.exp(self._nats / self._tokens)) if self._tokens else float("nan")
 
 
 def model_labels(config: Mapping[str, Any], task: Task, *, separator: str | None = None) -> Labels:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any
 
 from adakron_export.artifacts.adapters import adapter_folder, read_record
 from adakron_export.artifacts.artifact import Artifact, opened_with
@@ -14,32 +14,19 @@ from adakron_export.data import predictions
 from adakron_export.data.image_input import image_reader
 from adakron_export.data.predictions import Classes
 from adakron_export.errors import ArtifactError, RunnerError, first_few
-from adakron_export.extras import require
-from adakron_export.files.records import read_object
 from adakron_export.runtimes.base import ArtifactRunner
 from adakron_export.runtimes.batching import BATCH_SIZE, Outputs, run_texts
-from adakron_export.runtimes.decoding import decoder_of
-from adakron_export.runtimes.generation import Writing, write_greedily
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.subjects.opening import open_artifact_on
 from adakron_export.subjects.space import labels_of, read_config
 from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import Encoded, Text, TextEncoder, padding_id
-
-if TYPE_CHECKING:
-    from adakron_export.runtimes.bank import BankRunner
+from adakron_export.verbs.writing import TextWriter, read_settings
 
 _log = logging.getLogger(__name__)
 
 _STRIDE = 128  # tokens that windows on a long context share
 _TOP_TOKENS = 5
-_NEW_TOKENS = 50
-# What `generate` would do beside taking the likeliest token, and the value with which it does not.
-_OTHER_GENERATION = {
-    "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "min_length": 0,
-    "min_new_tokens": 0, "forced_bos_token_id": None, "forced_eos_token_id": None, "suppress_tokens": None,
-    "begin_suppress_tokens": None, "sequence_bias": None, "guidance_scale": None,
-}  # fmt: skip
 
 
 def predict(
@@ -108,7 +95,7 @@ def predict(
     pairs = [_text(text, index, task) for index, text in enumerate(texts, 1)]
     _log.info("run the model on %s text(s)", len(texts))
     if task.writes:
-        return predictor.write(pairs, max_new_tokens, num_beams, on_text)
+        return predictor.writer().write(pairs, max_new_tokens, num_beams, on_text)
     return {
         Task.TEXT_CLASSIFICATION: predictor.classify,
         Task.TOKEN_CLASSIFICATION: predictor.tag,
@@ -279,8 +266,8 @@ class _Predictor:
         return found
 
     def embed(self, texts: Sequence[Text]) -> list[Any]:
-        settings = _read(self.folder / "sentence_bert_config.json")
-        prompts = _read(self.folder / "config_sentence_transformers.json")
+        settings = read_settings(self.folder / "sentence_bert_config.json")
+        prompts = read_settings(self.folder / "config_sentence_transformers.json")
         prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "")
         lower = bool(settings.get("do_lower_case"))
         self.encoder.max_length = min(
@@ -289,95 +276,11 @@ class _Predictor:
         prepared = [prompt + (str(text).lower() if lower else str(text)) for text in texts]
         return [row["sentence_embedding"].tolist() for row in self._run(self.encoder.encode(prepared))]
 
-    def write(
-        self, texts: Sequence[Text], max_new_tokens: int | None, num_beams: int | None,
-        on_text: Callable[[int, str], None] | None,
-    ) -> list[Any]:  # fmt: skip
-        """The likeliest token, one after the other; or the best of several continuations."""
-        settings = _read(self.folder / "generation_config.json")
-        other = [name for name, plain in _OTHER_GENERATION.items() if settings.get(name) not in (None, plain)]
-        if num_beams is not None and "num_beams" in other:
-            other.remove("num_beams")
-        if other:
-            raise RunnerError(
-                f"the model's generation settings have {', '.join(other)}; predict takes the likeliest token: use "
-                "generate() of OnnxModel (README)"
-            )
-        if settings.get("do_sample"):
-            _log.info("the model's generation settings ask for sampling; predict takes the likeliest token")
-        ends = settings.get("eos_token_id", self.config.get("eos_token_id"))
-        writing = Writing(
-            count=max_new_tokens or settings.get("max_new_tokens") or _NEW_TOKENS,
-            ends={ends} if isinstance(ends, int) else {*(ends or ())},
-            limit=self.encoder.max_length,
+    def writer(self) -> TextWriter:
+        """What goes on from a text."""
+        return TextWriter(
+            self.runner, self.encoder, self.folder, self.config, self.chosen.at, self._run, self.batch_size
         )
-        encoded = self.encoder.encode(texts)
-        if self.task is Task.TEXT_GENERATION:
-            written = [self._written_anew(each, writing) for each in encoded]
-        elif num_beams is not None and num_beams > 1:
-            if on_text is not None:
-                raise RunnerError("several beams show no text before they end; leave on_text or num_beams out")
-            written = self._beams(encoded, writing, num_beams)
-        else:
-            written = self._greedy(encoded, writing, on_text)
-        return [
-            {"generated_text": str(text) + self._continued(each.ids, tokens)}
-            for text, each, tokens in zip(texts, encoded, written, strict=True)
-        ]
-
-    def _continued(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
-        return self.encoder.decode([*prompt, *tokens])[len(self.encoder.decode(list(prompt))) :]
-
-    def _written_anew(self, encoded: Encoded, writing: Writing) -> list[int]:
-        """Without a cache: the whole text is read for each token."""
-        ids = list(encoded.ids)
-        while len(ids) - len(encoded.ids) < writing.count and len(ids) < self.encoder.max_length:
-            one = Encoded(ids, [0] * len(ids), source=encoded.source)
-            ids.append(int(self._run([one])[0]["logits"][-1].argmax()))
-            if ids[-1] in writing.ends:
-                break
-        return ids[len(encoded.ids) :]
-
-    def _greedy(
-        self, encoded: Sequence[Encoded], writing: Writing, on_text: Callable[[int, str], None] | None
-    ) -> list[list[int]]:  # fmt: skip
-        names, written = self.chosen.at([each.source for each in encoded]), list[list[int]]()
-        for part in self._parts(len(encoded), names, 1 if on_text else self.batch_size):
-            prompts = [encoded[row].ids for row in part]
-            told = None if on_text is None else _Told(partial(self._continued, prompts[0]), partial(on_text, part[0]))
-            written += write_greedily(
-                decoder_of(self._runner_of(names, part[0])), prompts, writing, names=self.runner.input_names,
-                pad_id=self.runner.pad_id, on_token=told,
-            )  # fmt: skip
-        return written
-
-    def _beams(self, encoded: Sequence[Encoded], writing: Writing, num_beams: int) -> list[list[int]]:
-        torch = require("torch", extra="export")
-        from adakron_export.subjects.transformers_model import OnnxModel
-
-        names, written = self.chosen.at([each.source for each in encoded]), list[list[int]]()
-        for row, each in enumerate(encoded):
-            model = OnnxModel.of_runner(self._runner_of(names, row), self.folder)
-            found = model.generate(
-                torch.tensor([each.ids]), num_beams=num_beams, max_new_tokens=writing.count, do_sample=False,
-                pad_token_id=self.runner.pad_id,
-            )  # fmt: skip
-            written.append(found[0, len(each.ids) :].tolist())
-        return written
-
-    def _parts(self, count: int, names: Sequence[str] | None, size: int) -> list[list[int]]:
-        """Texts that are written together: those that follow one another, of one adapter."""
-        parts: list[list[int]] = []
-        for row in range(count):
-            last = parts[-1] if parts else []
-            if last and len(last) < size and (names is None or names[last[0]] == names[row]):
-                last.append(row)
-            else:
-                parts.append([row])
-        return parts
-
-    def _runner_of(self, names: Sequence[str] | None, row: int) -> ArtifactRunner:
-        return self.runner if names is None else cast("BankRunner", self.runner).adapter(names[row])
 
     def _run(self, encoded: Sequence[Encoded]) -> list[Outputs]:
         kinds = max(1, self.config.get("type_vocab_size") or 1)
@@ -394,26 +297,3 @@ class _Predictor:
                 f"{self.folder} has only a slow tokenizer, which does not tell where in a text a token is; save a "
                 "fast one (tokenizer.json) beside the adapter and export again"
             )
-
-
-class _Told:
-    """Tells what was written, piece by piece; half a character waits for its other half."""
-
-    def __init__(self, text_of: Callable[[Sequence[int]], str], tell: Callable[[str], None]) -> None:
-        self._text_of, self._tell = text_of, tell
-        self._told = 0
-
-    def __call__(self, tokens: Sequence[int]) -> None:
-        text = self._text_of(tokens)
-        if not text.endswith("\ufffd"):
-            self._tell(text[self._told :])
-            self._told = len(text)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    if not file.is_file():
-        return {}
-    try:
-        return read_object(file)
-    except ValueError as error:
-        raise ArtifactError(f"{file}: not readable ({error})") from error

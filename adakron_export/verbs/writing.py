@@ -1,0 +1,175 @@
+"""Writes on from texts with an opened artifact, for `predict`. Only beams need torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+from adakron_export.errors import ArtifactError, RunnerError
+from adakron_export.extras import require
+from adakron_export.files.records import read_object
+from adakron_export.runtimes.base import ArtifactRunner
+from adakron_export.runtimes.batching import Outputs
+from adakron_export.runtimes.decoding import decoder_of, keeps_cache
+from adakron_export.runtimes.generation import Writing, write_greedily
+from adakron_export.tokenization.encoding import Encoded, Text, TextEncoder
+
+if TYPE_CHECKING:
+    from adakron_export.runtimes.bank import BankRunner
+
+_log = logging.getLogger(__name__)
+
+_NEW_TOKENS = 50
+# What `generate` would do beside taking the likeliest token, and the value with which it does not.
+_OTHER_GENERATION = {
+    "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "min_length": 0,
+    "min_new_tokens": 0, "forced_bos_token_id": None, "forced_eos_token_id": None, "suppress_tokens": None,
+    "begin_suppress_tokens": None, "sequence_bias": None, "guidance_scale": None,
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TextWriter:
+    """What of an opened artifact writes.
+
+    Attributes:
+        runner: What computes; a bank, where each text has an adapter.
+        encoder: Its tokenizer.
+        folder: Where its settings are.
+        config: Its configuration.
+        adapters: Names the adapter of each of some texts; ``None`` where there is no bank.
+        run: Reads tokens without a cache.
+        batch_size: The most texts that are written together.
+    """
+
+    runner: ArtifactRunner
+    encoder: TextEncoder
+    folder: Path
+    config: Mapping[str, Any]
+    adapters: Callable[[Sequence[int]], Any]
+    run: Callable[[Sequence[Encoded]], list[Outputs]]
+    batch_size: int
+
+    def write(
+        self, texts: Sequence[Text], max_new_tokens: int | None, num_beams: int | None,
+        on_text: Callable[[int, str], None] | None,
+    ) -> list[Any]:  # fmt: skip
+        """The likeliest token, one after the other; or the best of several continuations."""
+        settings = read_settings(self.folder / "generation_config.json")
+        other = [name for name, plain in _OTHER_GENERATION.items() if settings.get(name) not in (None, plain)]
+        if num_beams is not None and "num_beams" in other:
+            other.remove("num_beams")
+        if other:
+            raise RunnerError(
+                f"the model's generation settings have {', '.join(other)}; predict takes the likeliest token: use "
+                "generate() of OnnxModel (README)"
+            )
+        if settings.get("do_sample"):
+            _log.info("the model's generation settings ask for sampling; predict takes the likeliest token")
+        ends = settings.get("eos_token_id", self.config.get("eos_token_id"))
+        writing = Writing(
+            count=max_new_tokens or settings.get("max_new_tokens") or _NEW_TOKENS,
+            ends={ends} if isinstance(ends, int) else {*(ends or ())},
+            limit=self.encoder.max_length,
+        )
+        encoded = self.encoder.encode(texts)
+        if not keeps_cache(self.runner):
+            written = [self._written_anew(each, writing) for each in encoded]
+        elif num_beams is not None and num_beams > 1:
+            if on_text is not None:
+                raise RunnerError("several beams show no text before they end; leave on_text or num_beams out")
+            written = self._beams(encoded, writing, num_beams)
+        else:
+            written = self._greedy(encoded, writing, on_text)
+        return [
+            {"generated_text": str(text) + self._continued(each.ids, tokens)}
+            for text, each, tokens in zip(texts, encoded, written, strict=True)
+        ]
+
+    def _continued(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        return self.encoder.decode([*prompt, *tokens])[len(self.encoder.decode(list(prompt))) :]
+
+    def _written_anew(self, encoded: Encoded, writing: Writing) -> list[int]:
+        """Without a cache: the whole text is read for each token."""
+        ids = list(encoded.ids)
+        while len(ids) - len(encoded.ids) < writing.count and len(ids) < self.encoder.max_length:
+            one = Encoded(ids, [0] * len(ids), source=encoded.source)
+            ids.append(int(self.run([one])[0]["logits"][-1].argmax()))
+            if ids[-1] in writing.ends:
+                break
+        return ids[len(encoded.ids) :]
+
+    def _greedy(
+        self, encoded: Sequence[Encoded], writing: Writing, on_text: Callable[[int, str], None] | None
+    ) -> list[list[int]]:  # fmt: skip
+        names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
+        for part in self._parts(len(encoded), names, 1 if on_text else self.batch_size):
+            prompts = [encoded[row].ids for row in part]
+            told = None if on_text is None else _Told(partial(self._continued, prompts[0]), partial(on_text, part[0]))
+            written += write_greedily(
+                decoder_of(self._runner_of(names, part[0])), prompts, writing, names=self.runner.input_names,
+                pad_id=self.runner.pad_id, on_token=told,
+            )  # fmt: skip
+            if told is not None:
+                told(written[-1], last=True)
+        return written
+
+    def _beams(self, encoded: Sequence[Encoded], writing: Writing, num_beams: int) -> list[list[int]]:
+        torch = require("torch", extra="export")
+        from adakron_export.subjects.transformers_model import OnnxModel
+
+        names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
+        for row, each in enumerate(encoded):
+            model = OnnxModel.of_runner(self._runner_of(names, row), self.folder)
+            found = model.generate(
+                torch.tensor([each.ids]), num_beams=num_beams, max_new_tokens=writing.count, do_sample=False,
+                pad_token_id=self.runner.pad_id,
+            )  # fmt: skip
+            written.append(found[0, len(each.ids) :].tolist())
+        return written
+
+    def _parts(self, count: int, names: Sequence[str] | None, size: int) -> list[list[int]]:
+        """Texts that are written together: those that follow one another, of one adapter."""
+        parts: list[list[int]] = []
+        for row in range(count):
+            last = parts[-1] if parts else []
+            if last and len(last) < size and (names is None or names[last[0]] == names[row]):
+                last.append(row)
+            else:
+                parts.append([row])
+        return parts
+
+    def _runner_of(self, names: Sequence[str] | None, row: int) -> ArtifactRunner:
+        return self.runner if names is None else cast("BankRunner", self.runner).adapter(names[row])
+
+
+class _Told:
+    """Tells what was written, piece by piece; half a character waits for its other half."""
+
+    def __init__(self, text_of: Callable[[Sequence[int]], str], tell: Callable[[str], None]) -> None:
+        self._text_of, self._tell = text_of, tell
+        self._told = 0
+
+    def __call__(self, tokens: Sequence[int], *, last: bool = False) -> None:
+        text = self._text_of(tokens)
+        if len(text) > self._told and (last or not text.endswith("\ufffd")):
+            self._tell(text[self._told :])
+            self._told = len(text)
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """A file of settings beside an artifact; empty where there is none.
+
+    Raises:
+        ArtifactError: The file cannot be read.
+    """
+    if not file.is_file():
+        return {}
+    try:
+        return read_object(file)
+    except ValueError as error:
+        raise ArtifactError(f"{file}: not readable ({error})") from error
