@@ -68,10 +68,11 @@ floor: venv ## Test with the lowest versions that are allowed, beside the torch 
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target out/floor $(FLOOR)
 	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/adapter/test_peft_contract.py tests/verbs/test_export.py
 
-interop: venv ## Open artifacts in optimum-onnx, sentence-transformers and transformers.js, each by itself
+interop: venv ## Open artifacts in optimum-onnx, onnxruntime-genai, sentence-transformers and transformers.js
 	PYTHONPATH=tests $(BIN)/python tests/interop/optimum_onnx.py
+	PYTHONPATH=tests $(BIN)/python tests/interop/onnxruntime_genai.py
 	PYTHONPATH=tests $(BIN)/python tests/interop/sentence_transformers_onnx.py
-	$(BIN)/python tests/interop/transformers_js.py
+	PYTHONPATH=tests $(BIN)/python tests/interop/transformers_js.py
 
 bindings: venv ## Hold what is called of TensorRT against its own bindings
 	$(BIN)/python tests/interop/tensorrt_bindings.py

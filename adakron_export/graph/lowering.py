@@ -9,10 +9,13 @@ from onnx_ir.passes import common
 
 from adakron_export.graph.keys import REWRITES_KEY
 from adakron_export.graph.passes.cache_attention import CacheAttentionPass
+from adakron_export.graph.passes.rms_norm import RmsNormPass
+from adakron_export.graph.passes.rotary import RotaryPass
 from adakron_export.graph.passes.share_transposed import ShareTransposedPass
 from adakron_export.graph.targets import Target
 
-_WHERE_THERE_IS_ONE = (ShareTransposedPass, CacheAttentionPass)  # a tied head, a cache; nobody misses them elsewhere
+# For a tied head, norms, rotations, a cache; nobody misses them elsewhere.
+_WHERE_THERE_IS_ONE = (ShareTransposedPass, RmsNormPass, RotaryPass, CacheAttentionPass)
 
 
 def lower(model: ir.Model, target: Target, *, quantise: Sequence[ir.passes.PassBase] = ()) -> ir.Model:

@@ -65,8 +65,10 @@ def _for_ort_cpu() -> list[ir.passes.InPlacePass]:
     from adakron_export.graph.passes.cache_attention import CacheAttentionPass
     from adakron_export.graph.passes.fold_biases import FoldBiasesPass
     from adakron_export.graph.passes.fuse_attention import FuseAttentionPass
+    from adakron_export.graph.passes.rms_norm import RmsNormPass
+    from adakron_export.graph.passes.rotary import RotaryPass
 
-    return [*_merged(), FuseAttentionPass(), CacheAttentionPass(), FoldBiasesPass()]
+    return [*_merged(), RmsNormPass(), RotaryPass(), FuseAttentionPass(), CacheAttentionPass(), FoldBiasesPass()]
 
 
 TARGETS: dict[str, Target] = {

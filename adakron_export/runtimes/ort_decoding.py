@@ -30,18 +30,23 @@ class OrtDecoder:
     def step(self, batch: Batch, kept: Kept | None) -> tuple[Array, Kept]:
         """Read more tokens; see `Decoder.step`."""
         feed = self._runner.feed(batch, past=None if kept is None else (kept.texts, kept.tokens))
+        found = self._run(feed, {**self._beside, **(kept.values if kept else {})})
+        logits = found.pop("logits").numpy()
+        texts, tokens = logits.shape[0], (kept.tokens if kept else 0) + logits.shape[1]
+        return logits, Kept({past_name(name): value for name, value in found.items()}, texts, tokens)
+
+    def _run(self, feed: Mapping[str, Array], held: Mapping[str, Any]) -> dict[str, Any]:
+        if self._place == "cpu":
+            return self._runner.run_values(self._outputs, {**{n: self._value(a) for n, a in feed.items()}, **held})
         binding = self._runner.session.io_binding()
         for name, array in feed.items():
             binding.bind_cpu_input(name, array)
-        for name, value in {**self._beside, **(kept.values if kept else {})}.items():
+        for name, value in held.items():
             binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
             binding.bind_output(name, "cpu" if name == "logits" else self._place)
         self._runner.run_bound(binding)
-        found = dict(zip(self._outputs, binding.get_outputs(), strict=True))
-        logits = found.pop("logits").numpy()
-        texts, tokens = logits.shape[0], (kept.tokens if kept else 0) + logits.shape[1]
-        return logits, Kept({past_name(name): value for name, value in found.items()}, texts, tokens)
+        return dict(zip(self._outputs, binding.get_outputs(), strict=True))
 
     def select(self, kept: Kept, rows: Sequence[int] | Array) -> Kept:
         """What is kept of some rows; see `Decoder.select`."""
@@ -55,7 +60,9 @@ class OrtDecoder:
         return Kept({name: self._taken(value, part) for name, value in kept.values.items()}, kept.texts, tokens)
 
     def _taken(self, value: Any, part: tuple[Any, ...]) -> Any:
+        return self._value(np.ascontiguousarray(value.numpy()[part]))
+
+    def _value(self, array: Array) -> Any:
         import onnxruntime as ort  # noqa: TID253, RUF100
 
-        array = np.ascontiguousarray(value.numpy()[part])
         return ort.OrtValue.ortvalue_from_numpy(array, self._place, 0)

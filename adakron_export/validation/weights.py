@@ -78,6 +78,7 @@ class _Stored:
     dtype: ir.DataType
     step: Array | None = None  # between two numbers, where they were rounded
     explained: bool = False
+    taken: list[slice] = field(default_factory=list)  # columns of parameters that stand beside others
 
     def bound(self, expected: Array) -> Array:
         """How far each number may be off."""
@@ -172,7 +173,9 @@ def _unmatched(match: _Match, wanted: Mapping[str, Array]) -> dict[str, Array]:
     left = {name: array for name, array in left.items() if not any(_agrees(each, array) for each in match.stored)}
     for stored in match.stored:
         if not stored.explained and not any(_same_shape(stored, array) for array in left.values()):
-            stored.explained = any(_agrees(stored, array) or _holds(stored, array) for array in wanted.values())
+            stored.explained = any(
+                _agrees(stored, array) or _held_at(stored, array) is not None for array in wanted.values()
+            )
     return left
 
 
@@ -305,35 +308,64 @@ def _by_numbers(match: _Match, _name: str, array: Array) -> bool:
 
 def _within_merged(match: _Match, _name: str, array: Array) -> bool:
     for stored in match.stored:
-        if _holds(stored, array):
+        place = _held_at(stored, array)
+        if place is not None:
             stored.explained = True
+            stored.taken.append(place)
             return True
     return False
 
 
-def _holds(stored: _Stored, array: Array) -> bool:
-    """Whether a constant holds the parameter beside others, column by column."""
-    values, width = stored.values, array.shape[-1]
-    fits = values.ndim == array.ndim <= 2 and values.shape[:-1] == array.shape[:-1] and values.shape[-1] > width
-    if not fits or stored.step is not None:
-        return False
+def _held_at(stored: _Stored, array: Array) -> slice | None:
+    """The columns of a constant that hold a parameter, beside others."""
+    return next((place for each in _lying(stored, array) if (place := _columns_of(stored, each)) is not None), None)
+
+
+def _lying(stored: _Stored, array: Array) -> list[Array]:
+    """A parameter as it may stand beside others: what was rounded may have been transposed before."""
+    ways = [array] if array.ndim < 2 or stored.step is None else [array, array.T]
+    values = stored.values
+    return [each for each in ways if values.ndim == each.ndim <= 2 and values.shape[:-1] == each.shape[:-1]
+            and values.shape[-1] > each.shape[-1]]  # fmt: skip
+
+
+def _columns_of(stored: _Stored, array: Array) -> slice | None:
+    values, step, width = stored.values, stored.step, array.shape[-1]
     row, others = array.reshape(-1, width)[0], values.reshape(-1, values.shape[-1])[0]
     peak = int(np.abs(row).argmax())  # where it would have to stand tells most places apart
-    standing = others[peak : len(others) - width + 1 + peak]
-    near = ~_wrong(stored, standing, None, np.full(standing.shape, row[peak], dtype=row.dtype))
-    return any(_is_like(stored, values[..., start : start + width], None, array) for start in np.flatnonzero(near))
+    standing = slice(peak, len(others) - width + 1 + peak)
+    steps = None if step is None else step.reshape(-1, step.shape[-1])[0][standing]
+    expected = np.full(others[standing].shape, row[peak], dtype=row.dtype)
+    near = ~_wrong(stored, others[standing], steps, expected)
+    places = [slice(start, start + width) for start in map(int, np.flatnonzero(near))]
+    return next(
+        (place for place in places
+         if _is_like(stored, values[..., place], None if step is None else step[..., place], array)), None
+    )  # fmt: skip
+
+
+def _gaps(stored: _Stored, array: Array) -> Iterator[tuple[Array, Array | None]]:
+    """What stands where a parameter should: beside others that were found, with room for it, or where none was."""
+    open_to_all = stored.taken or (stored.step is not None and not stored.explained)
+    for each in _lying(stored, array) if open_to_all else ():
+        for start in (0, *(place.stop for place in stored.taken)):
+            place = slice(start, start + each.shape[-1])
+            free = all(place.stop <= other.start or other.stop <= start for other in stored.taken)
+            if free and place.stop <= stored.values.shape[-1]:
+                values, step = stored.values[..., place], None if stored.step is None else stored.step[..., place]
+                yield (values, step) if each is array else (values.T, None if step is None else step.T)
 
 
 def _explain_missing(match: _Match, name: str, array: Array) -> None:
     """Tell a parameter that has other numbers from one that is not there."""
     like = [each for each in match.stored if not each.explained and _same_shape(each, array)]
     own = [each for each in like if each.name == name]
-    if array.ndim < 2 and not own:
-        like = []  # a vector may have been added to another one: the outputs speak for it
-    if not like:
+    ways = [(each, values, step) for each in own or like for values, step in _views(each, array)]
+    if not ways and array.ndim > 1:
+        ways = [(each, values, step) for each in match.stored for values, step in _gaps(each, array)]
+    if not ways or (array.ndim < 2 and not own):  # a vector may have been added to another: the outputs speak for it
         match.absent.append(name)
         return
-    ways = [(each, values, step) for each in own or like for values, step in _views(each, array)]
     counts = [int(_wrong(each, values, step, array).sum()) for each, values, step in ways]
     nearest, values, step = ways[int(np.argmin(counts))]
     nearest.explained = True

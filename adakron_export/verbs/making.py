@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from adakron_export.artifacts.artifact import Artifact
+from adakron_export.artifacts.genai import write_genai_config
 from adakron_export.artifacts.listing import files_of, sha256_of, written_files
 from adakron_export.artifacts.manifest import CALIBRATION, Bank, Manifest, SourceFile, TensorInfo
 from adakron_export.artifacts.onnx_file import write_model
@@ -230,6 +231,7 @@ class Making:
         self._write(graph, folder)
         if calibration is not None:
             write_json(folder / CALIBRATION, {"data": manifest.calibrated_on, "token_ids": calibration.token_ids})
+        write_genai_config(folder, manifest)
         plain = has_tokenizer(folder) and check_tokenizer(folder, folded)
         return Artifact(folder, replace(manifest, plain_tokenizer=plain))
 

@@ -24,6 +24,8 @@ from adakron_export.graph.lowering import lower
 from adakron_export.graph.passes.attention_forms import AttentionFormPass
 from adakron_export.graph.passes.fold_biases import FoldBiasesPass
 from adakron_export.graph.passes.fuse_attention import FuseAttentionPass
+from adakron_export.graph.passes.rms_norm import RmsNormPass
+from adakron_export.graph.passes.rotary import RotaryPass
 from adakron_export.graph.sample import sample_batch
 from adakron_export.graph.targets import TARGETS, target_named
 from tiny import NATURAL_TASK, adapted, backbone_of, inputs_of
@@ -269,6 +271,32 @@ def test_attention_over_heads_that_stay_split(model_type, tmp_path):
     assert (operators(lowered)["Attention"], operators(lowered)["Softmax"]) == (2, 0)
     assert not any("q_num_heads" in node.attributes for node in lowered.graph)
     assert difference(eager, session_of(lowered, tmp_path), padded_batch(folded)) < 1e-5
+
+
+@pytest.mark.parametrize(("model_type", "norms"), [("llama", 5), ("qwen3", 9)])
+def test_norms_and_rotations_are_one_operator_each(model_type, norms, tmp_path):
+    eager, folded = folded_model(model_type)
+    lowered = lower(captured(folded, 23), TARGETS["ort-cpu"])
+    found = operators(lowered)
+    assert (found["RMSNormalization"], found["RotaryEmbedding"], found["Pow"], found["Neg"]) == (norms, 4, 0, 0)
+    assert all(node.attributes["num_heads"].as_int() for node in lowered.graph if node.op_type == "RotaryEmbedding")
+    assert difference(eager, session_of(lowered, tmp_path), padded_batch(folded)) < 1e-5
+    before = operators(lower(captured(folded, 22), TARGETS["ort-cpu"]))
+    assert (before["RMSNormalization"], before["RotaryEmbedding"]) == (0, 0)
+
+
+def test_what_is_no_norm_and_no_rotation_stays():
+    """A mean of something else, and angles that differ between the halves."""
+    graph = captured(folded_model("llama")[1], 23).clone()
+    square = next(node for node in graph.graph if node.op_type == "Pow")
+    square.replace_input_with(0, next(node for node in graph.graph if node.op_type == "Gather").outputs[0])
+    other = next(node for node in reversed([*graph.graph]) if node.op_type == "Pow")
+    other.replace_input_with(0, square.inputs[0])
+    angles = next(node for node in graph.graph if node.op_type == "Cos").inputs[0].producer()
+    angles.replace_input_with(1, ir.node("Neg", [angles.inputs[0]]).outputs[0])
+    assert RmsNormPass()(graph).modified
+    assert (operators(graph)["Pow"], operators(graph)["RMSNormalization"]) == (1, 4)
+    assert not RotaryPass()(graph).modified
 
 
 @pytest.mark.parametrize(("form", "added"), [("plain", "Softmax"), ("MultiHeadAttention", "MultiHeadAttention")])

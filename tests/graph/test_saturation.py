@@ -76,7 +76,7 @@ def test_a_weight_that_another_one_is_the_transpose_of(tmp_path):
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": ids}
     results = [ort.InferenceSession(ir.serde.serialize_model(each).SerializeToString()).run(["logits"], feed)[0]
                for each in (model, saturating(model))]  # fmt: skip
-    assert np.abs(results[0] - results[1]).max() > 1e-3
+    assert (np.abs(results[0] - results[1]).max() > 1e-3) != saturates()
     UnsignedWeightsPass()(model)
     exact = ort.InferenceSession(ir.serde.serialize_model(model).SerializeToString()).run(["logits"], feed)[0]
     assert signed_products(model) == []

@@ -28,6 +28,7 @@ from adakron_export import (
     predict,
     validate,
 )
+from adakron_export.artifacts.genai import write_genai_config
 from adakron_export.backbones.table import BACKBONES
 from adakron_export.checkpoints.kinds import base_of
 from adakron_export.checkpoints.task_model import TaskModel
@@ -40,6 +41,7 @@ from adakron_export.runtimes.generation import Writing, write_greedily
 from adakron_export.runtimes.space import InputSpace
 from adakron_export.tasks import Task
 from adakron_export.validation.decoding import compare_writing
+from conftest import reference_case
 from tampered import changed
 from tiny import CONFIGS, adapted, backbone_of, save_backbone
 
@@ -149,11 +151,70 @@ def test_other_decoders_write_too(model_type, changes, tmp_path):
         model.name_or_path = str(checkpoint)
         checkpoint = tmp_path / "adapter"
         adapted(model, Task.TEXT_GENERATION).save_pretrained(checkpoint)
-    assert export_onnx(checkpoint, tmp_path / "out").parity.passed
+    assert export_onnx(checkpoint, tmp_path / "out", target="ort-cpu").parity.passed
     eager, exported = base_of(load_model(checkpoint)).eval(), OnnxModel.from_pretrained(tmp_path / "out")
     for way in ({}, {"num_beams": 3}):
         way = {**prompts(), "max_new_tokens": 16, "pad_token_id": 1, **way}
         assert torch.equal(*(model.generate(**way) for model in (eager, exported)))
+
+
+@pytest.mark.parametrize("name", ["gpt2-nlg-1-expert", "gpt2-nlg-4-experts"])
+def test_the_references_decoders_write_as_in_eager_pytorch(name, tmp_path):
+    case = reference_case(name)
+    subject = Subject(case.file, backbone=str(case.backbone))
+    assert export_onnx(subject, tmp_path / "out", target="ort-cpu").parity.passed
+    eager = base_of(load_model(case.file, backbone=case.backbone)).eval()
+    exported = OnnxModel.from_pretrained(tmp_path / "out")
+    for way in ({}, {"num_beams": 4, "no_repeat_ngram_size": 2}):
+        written = [
+            model.generate(**prompts(), max_new_tokens=12, pad_token_id=1, **way) for model in (eager, exported)
+        ]
+        assert torch.equal(*written)
+
+
+def test_onnxruntime_genai_is_told_what_it_needs(made, spoken):
+    _, artifact, _ = made("llama")
+    found = json.loads((artifact / "genai_config.json").read_text())
+    names = {info["name"] for info in json.loads((artifact / "adakron_export.json").read_text())["inputs"]}
+    model, decoder = found["model"], found["model"]["decoder"]
+    assert (model["vocab_size"], model["context_length"], model["eos_token_id"], model["pad_token_id"]) == (
+        99,
+        40,
+        3,
+        1,
+    )
+    assert [decoder[name] for name in ("num_hidden_layers", "num_key_value_heads", "head_size")] == [2, 2, 8]
+    pattern = decoder["inputs"].pop("past_key_names")
+    assert {pattern % 1, *decoder["inputs"].values()} - names == {decoder["inputs"]["past_value_names"]}
+    assert found["search"]["past_present_share_buffer"] is False
+    assert (spoken / "genai_config.json").is_file()
+
+
+@pytest.mark.parametrize(
+    ("settings", "config", "expected"),
+    [
+        ({"num_beams": 4, "top_k": 5, "length_penalty": 0.9}, {}, {"num_beams": 4, "top_k": 5, "length_penalty": 0.9}),
+        ({"eos_token_id": [3, 5]}, {}, {"do_sample": False}),
+        ({"no_repeat_ngram_size": 2}, {}, "onnxruntime-genai has no no_repeat_ngram_size"),
+        ({"early_stopping": "never"}, {}, "no early_stopping 'never'"),
+        ({}, {"eos_token_id": None}, "no eos_token_id"),
+        ({}, {"max_position_embeddings": None}, "no max_position_embeddings"),
+    ],
+)
+def test_onnxruntime_genai_writes_as_it_is_told_or_not_at_all(made, settings, config, expected, tmp_path, caplog):
+    _, artifact, result = made("llama")
+    base = {**json.loads((artifact / "config.json").read_text()), **config}
+    (tmp_path / "config.json").write_text(json.dumps(base))
+    (tmp_path / "generation_config.json").write_text(json.dumps(settings))
+    with caplog.at_level("INFO"):
+        write_genai_config(tmp_path, result.artifact.manifest)
+    if isinstance(expected, str):
+        assert expected in caplog.text
+        assert not (tmp_path / "genai_config.json").exists()
+    else:
+        found = json.loads((tmp_path / "genai_config.json").read_text())
+        assert expected.items() <= found["search"].items()
+        assert found["model"]["eos_token_id"] == settings.get("eos_token_id", 3)
 
 
 def test_inputs_outputs_and_axes_are_named_as_optimum_does(made):

@@ -216,6 +216,7 @@ TRACED = [
     ("albert", "ort-cpu", "fp32"),
     ("deberta-v2", "portable", "int8"),
     ("llama", "ort-cpu", "fp32"),
+    ("llama", "ort-cpu", "int4"),
     ("vit", "portable", "fp32"),
 ]
 
@@ -232,11 +233,15 @@ def test_every_matrix_is_found_in_the_graph_and_one_wrong_row_shows(model_type, 
     assert found.passed
     assert graph_dtype(graph) == dtype
     assert not [name for name in found.absent if parameters[name].ndim > 1]
-    name = max((name for name in parameters if parameters[name].ndim == 2), key=lambda name: parameters[name].size)
-    row = parameters[name].copy()
-    row[-1] += 0.5 * np.abs(row).max()
-    wrong = compare_weights(graph, {**parameters, name: row})
-    assert [change.split(":")[0].split(" ")[0] for change in wrong.changed] == [name]
+    largest = max((name for name in parameters if parameters[name].ndim == 2), key=lambda name: parameters[name].size)
+    beside_others = [
+        name for name in parameters if "layers.0" in name and name.endswith(("k_proj.weight", "up_proj.weight"))
+    ]
+    for name in (largest, *beside_others):
+        row = parameters[name].copy()
+        row[-1] += 0.5 * np.abs(row).max()
+        wrong = compare_weights(graph, {**parameters, name: row})
+        assert [change.split(":")[0].split(" ")[0] for change in wrong.changed] == [name]
 
 
 def test_fixed_scales_are_traced_too(tmp_path):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-_TO_HEADS = (0, 2, 1, 3)
+from adakron_export.graph.passes.rewriting import TO_HEADS, joined, made_by
 
 
 class CacheAttentionPass(ir.passes.InPlacePass):
@@ -53,9 +53,9 @@ def _lengthened(value: ir.Value | None) -> ir.Node | None:
     """What puts new keys behind those of the past, repeated for several heads or not."""
     node = value.producer() if value is not None else None
     if node is not None and node.op_type == "Reshape":  # [batch, heads, times, tokens, width] to all heads
-        wide = _made_by(node.inputs[0], "Expand")
-        single = _made_by(wide.inputs[0], "Unsqueeze") if wide is not None else None
-        node = _made_by(single.inputs[0], "Concat") if single is not None else None
+        wide = made_by(node.inputs[0], "Expand")
+        single = made_by(wide.inputs[0], "Unsqueeze") if wide is not None else None
+        node = made_by(single.inputs[0], "Concat") if single is not None else None
     if node is None or node.op_type != "Concat" or node.attributes["axis"].as_int() not in (-2, 2):
         return None
     past = node.inputs[0]
@@ -68,15 +68,15 @@ def _rewrite(graph: ir.Graph, match: _Match) -> None:
     query, keys, values = old.inputs[0], match.keys.inputs[1], match.values.inputs[1]
     past = [match.keys.inputs[0], match.values.inputs[0]]
     attributes: dict[str, int | float] = {"scale": old.attributes["scale"].as_float()}
-    joined = [_joined(value) for value in (query, keys, values)]
+    sources = [joined(value) for value in (query, keys, values)]
     after = _only_user(old, "Transpose")
     shape = _only_user(after, "Reshape") if after is not None else None
-    whole = shape is not None and after is not None and tuple(after.attributes["perm"].as_ints()) == _TO_HEADS
-    if whole and all(value is not None for value in joined):
+    whole = shape is not None and after is not None and tuple(after.attributes["perm"].as_ints()) == TO_HEADS
+    if whole and all(value is not None for value in sources):
         assert query is not None
         assert keys is not None
         attributes |= {"q_num_heads": _heads(query), "kv_num_heads": _heads(keys)}
-        query, keys, values = joined
+        query, keys, values = sources
     node = ir.node("Attention", [query, keys, values, old.inputs[3], *past], attributes, num_outputs=3)
     node.metadata_props.update(old.metadata_props)
     graph.insert_before(old, node)
@@ -88,33 +88,17 @@ def _rewrite(graph: ir.Graph, match: _Match) -> None:
     result = old.outputs[0]
     if "q_num_heads" in attributes:
         assert after is not None
-        result = after.outputs[0]  # [batch, tokens, heads, width], of which the reshaping makes the same as of this
+        assert shape is not None
+        rows = shape.outputs[0].shape is None or len(shape.outputs[0].shape) != 3
+        # What reshapes [batch, tokens, heads, width] to rows makes the same of [batch, tokens, heads * width].
+        result = after.outputs[0] if rows else shape.outputs[0]
     node.outputs[0].type = result.type
     result.replace_all_uses_with(node.outputs[0])
-
-
-def _joined(value: ir.Value | None) -> ir.Value | None:
-    """What was reshaped and transposed to heads: ``[batch, tokens, heads * width]``."""
-    node = _made_by(value, "Transpose")
-    if node is None or tuple(node.attributes["perm"].as_ints()) != _TO_HEADS:
-        return None
-    reshape = _made_by(node.inputs[0], "Reshape")
-    source = reshape.inputs[0] if reshape is not None else None
-    heads = node.inputs[0].shape if node.inputs[0] is not None else None
-    if source is None or source.shape is None or heads is None or len(source.shape) != 3:
-        return None
-    count, width = heads[2:]
-    return source if isinstance(count, int) and isinstance(width, int) and source.shape[2] == count * width else None
 
 
 def _heads(value: ir.Value) -> int:
     assert value.shape is not None
     return int(value.shape[1])  # type: ignore[arg-type]
-
-
-def _made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
-    node = value.producer() if value is not None else None
-    return node if node is not None and node.op_type == op_type else None
 
 
 def _only_user(node: ir.Node, op_type: str) -> ir.Node | None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+TO_HEADS = (0, 2, 1, 3)  # from [batch, tokens, heads, width] to [batch, heads, tokens, width], and back
+
 
 def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     """The graph's weight of a name; it is added where it is not there yet."""
@@ -20,9 +22,9 @@ def initializer(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:
     return value
 
 
-def replace_node(graph: ir.Graph, node: ir.Node, added: Sequence[ir.Node]) -> None:
-    """Put nodes in the place of one; the last of them gives what it gave."""
-    old, new = node.outputs[0], added[-1].outputs[0]
+def replace_node(graph: ir.Graph, node: ir.Node, added: Sequence[ir.Node], result: ir.Value | None = None) -> None:
+    """Put nodes in the place of one; the last of them, or ``result``, gives what it gave."""
+    old, new = node.outputs[0], added[-1].outputs[0] if result is None else result
     for each in added:
         each.metadata_props.update(node.metadata_props)
     graph.insert_before(node, added)
@@ -59,6 +61,32 @@ def only_reader(node: ir.Node) -> ir.Node | None:
     """The one node that reads what a node makes, where the graph does not put it out."""
     uses = node.outputs[0].uses()
     return next(iter(uses)).node if len(uses) == 1 and not node.outputs[0].is_graph_output() else None
+
+
+def made_by(value: ir.Value | None, op_type: str) -> ir.Node | None:
+    """The node that makes a value, where it is of that operator."""
+    node = value.producer() if value is not None else None
+    return node if node is not None and node.op_type == op_type else None
+
+
+def number_of(value: ir.Value | None) -> float | None:
+    """The number of a constant that has only one."""
+    tensor = ir.convenience.get_const_tensor(value) if value is not None else None
+    return float(tensor.numpy().reshape(-1)[0]) if tensor is not None and tensor.size == 1 else None
+
+
+def joined(value: ir.Value | None) -> ir.Value | None:
+    """What was reshaped and transposed to heads: ``[batch, tokens, heads * width]``."""
+    node = made_by(value, "Transpose")
+    if node is None or tuple(node.attributes["perm"].as_ints()) != TO_HEADS:
+        return None
+    reshape = made_by(node.inputs[0], "Reshape")
+    source = reshape.inputs[0] if reshape is not None else None
+    heads = node.inputs[0].shape if node.inputs[0] is not None else None
+    if source is None or source.shape is None or heads is None or len(source.shape) != 3:
+        return None
+    count, width = heads[2:]
+    return source if isinstance(count, int) and isinstance(width, int) and source.shape[2] == count * width else None
 
 
 def integer_of(node: ir.Node, name: str) -> int:

@@ -19,33 +19,55 @@ class Int4WeightsPass(ir.passes.InPlacePass):
     1. Rewrites ``MatMul(X, W)`` and ``Gemm(X, W, B)`` with an initializer ``W`` into a ``DequantizeLinear`` with
        blocks (opset 21) and a ``MatMul``, which ONNX Runtime makes its ``MatMulNBits`` of.
     2. The scale of a block is the one with the smallest squared error, of several.
-    3. The same products as for `DynamicInt8Pass` stay as they are, adapters among them.
+    3. Products that read the same ``X`` (queries, keys and values; a gate and what it lets through) become one, and a
+       ``Split``.
+    4. The same products as for `DynamicInt8Pass` stay as they are, adapters among them.
     """
 
     BLOCK = 32
 
     def call(self, model: ir.Model) -> ir.passes.PassResult:
         """Rewrite the main graph."""
-        products = [node for node in model.graph if is_product(node)]
-        for node in products:
-            _rewrite(model.graph, node)
-        return ir.passes.PassResult(model, modified=bool(products))
+        groups: dict[ir.Value | None, list[ir.Node]] = {}
+        for node in model.graph:
+            if is_product(node):
+                groups.setdefault(node.inputs[0], []).append(node)
+        for nodes in groups.values():
+            _rewrite(model.graph, nodes)
+        return ir.passes.PassResult(model, modified=bool(groups))
 
 
-def _rewrite(graph: ir.Graph, node: ir.Node) -> None:
-    value, weight = node.inputs[0], node.inputs[1]
+def _rewrite(graph: ir.Graph, nodes: list[ir.Node]) -> None:
+    """Put one product in the place of those that read the same."""
+    names, levels, scales = zip(*map(_rounded, nodes), strict=True)
+    name = names[0] if len(nodes) == 1 else f"{names[0]}_merged"
+    held = [
+        initializer(graph, f"{name}_int4", np.concatenate(levels, axis=1)),
+        initializer(graph, f"{name}_int4_scale", np.concatenate(scales, axis=1)),
+    ]
+    wide = ir.node("DequantizeLinear", held, {"axis": 0, "block_size": Int4WeightsPass.BLOCK})
+    wide.outputs[0].dtype, wide.outputs[0].shape = ir.DataType.FLOAT, held[0].shape
+    added = [wide, ir.node("MatMul", [nodes[0].inputs[0], wide.outputs[0]])]
+    if len(nodes) > 1:
+        sizes = initializer(graph, f"{name}_split", np.array([each.shape[1] for each in levels], dtype=np.int64))
+        added.append(ir.node("Split", [added[1].outputs[0], sizes], {"axis": -1}, num_outputs=len(nodes)))
+    for node in added:
+        node.metadata_props.update(nodes[0].metadata_props)
+    graph.insert_before(nodes[0], added)
+    for node, result in zip(nodes, added[-1].outputs, strict=True):
+        bias = node.inputs[2] if len(node.inputs) > 2 else None
+        if bias is None:
+            replace_node(graph, node, [], result)
+        else:
+            replace_node(graph, node, [ir.node("Add", [result, bias])])
+
+
+def _rounded(node: ir.Node) -> tuple[str, np.ndarray, np.ndarray]:
+    """A name for a product's weight, its levels and its scales."""
+    weight, transposed = node.inputs[1], bool(integer_of(node, "transB"))
     assert weight is not None
-    transposed = bool(integer_of(node, "transB"))
-    name = product_name(weight, transposed=transposed)
-    rounded, steps = round_in_blocks(array_of(weight).T if transposed else array_of(weight), Int4WeightsPass.BLOCK)
-    levels = initializer(graph, f"{name}_int4", rounded)
-    scales = initializer(graph, f"{name}_int4_scale", steps)
-    wide = ir.node("DequantizeLinear", [levels, scales], {"axis": 0, "block_size": Int4WeightsPass.BLOCK})
-    wide.outputs[0].dtype, wide.outputs[0].shape = ir.DataType.FLOAT, levels.shape
-    added = [wide, ir.node("MatMul", [value, wide.outputs[0]])]
-    if len(node.inputs) > 2 and node.inputs[2] is not None:
-        added.append(ir.node("Add", [added[-1].outputs[0], node.inputs[2]]))
-    replace_node(graph, node, added)
+    array = array_of(weight).T if transposed else array_of(weight)
+    return product_name(weight, transposed=transposed), *round_in_blocks(array, Int4WeightsPass.BLOCK)
 
 
 def round_in_blocks(array: np.ndarray, block: int) -> tuple[np.ndarray, np.ndarray]:
