@@ -1,7 +1,8 @@
 """Spares the exporter its decompositions where a program needs none.
 
 torch 2.13 traces every exported program a second time to decompose its operators, two fifths of an export's time. Of
-encoders nothing is decomposed by it but conversions of dtype. Remove this when `torch.onnx.export` looks first.
+most models nothing is decomposed by it but conversions of dtype, and two operators that are others under another name.
+Remove this when `torch.onnx.export` looks first.
 """
 
 from __future__ import annotations
@@ -15,6 +16,10 @@ import torch
 
 _EXPORTER = "torch.onnx._internal.exporter"
 _CONVERSIONS = ("aten::to.device", "aten::to.dtype", "aten::to.dtype_layout")
+_SYNONYMS = {
+    "aten::detach_": torch.ops.aten.alias.default,
+    "aten::__and__.Tensor": torch.ops.aten.bitwise_and.Tensor,
+}
 
 
 @contextmanager
@@ -33,6 +38,8 @@ def undecomposed_where_possible() -> Iterator[None]:
         for node in program.graph.nodes:
             if _name(node) in _CONVERSIONS:
                 _write_out(node)
+            elif _name(node) in _SYNONYMS:
+                node.target = _SYNONYMS[_name(node)]
         return program
 
     passes.decompose_with_registry = decompose_if_needed
@@ -63,7 +70,9 @@ def _is_translated(node: torch.fx.Node, known: set[Any]) -> bool:
         return True
     # Arithmetic of shapes is Python's own; assertions are removed later.
     arithmetic = node.op == "call_function" and not isinstance(node.target, torch._ops.OpOverload)
-    return arithmetic or node.target in known or _name(node) in _CONVERSIONS or _name(node).startswith("aten::_assert")
+    name = _name(node)
+    written_out = name in _CONVERSIONS or name in _SYNONYMS or name.startswith("aten::_assert")
+    return arithmetic or written_out or node.target in known
 
 
 def _write_out(node: torch.fx.Node) -> None:

@@ -380,7 +380,8 @@ def count_decompositions(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("model_type", "decomposed"), [("bert", False), ("distilbert", False), ("vit", False), ("mpnet", True)]
+    ("model_type", "decomposed"),
+    [("bert", False), ("distilbert", False), ("vit", False), ("mpnet", True), ("llama", False), ("gpt2", False)],
 )
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_only_what_needs_it_is_decomposed_and_the_graph_is_the_same(model_type, decomposed, dtype, monkeypatch):
