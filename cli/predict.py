@@ -67,7 +67,7 @@ def predict(
     from adakron_export import predict as run
 
     settings["skip_damaged"] = bool(settings["skip_damaged"])
-    if not (output or as_json) and settings["num_beams"] is None and _writes(artifact):
+    if not (output or as_json) and _writes(artifact):
         shown = _Shown(inputs)
         run(artifact, inputs, **settings, on_text=shown)
         shown.close()

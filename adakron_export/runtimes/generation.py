@@ -53,7 +53,7 @@ def write_greedily(
     empty = next((number for number, prompt in enumerate(prompts, 1) if not prompt), None)
     if empty is not None:
         raise RunnerError(f"prompt {empty} of {len(prompts)} has no tokens; there is nothing to write on from")
-    ids, mask = _padded(prompts, pad_id)
+    ids, mask = padded(prompts, pad_id)
     check_room(ids.shape[1], writing.limit)
     room = writing.count if writing.limit is None else min(writing.count, writing.limit - ids.shape[1])
     written: list[list[int]] = [[] for _ in prompts]
@@ -75,7 +75,8 @@ def write_greedily(
     return written
 
 
-def _padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Array, Array]:
+def padded(prompts: Sequence[Sequence[int]], pad_id: int) -> tuple[Array, Array]:
+    """Prompts side by side, filled up in front, and what of them is no padding: both ``[texts, tokens]``."""
     tokens = max(len(prompt) for prompt in prompts)
     ids = np.full((len(prompts), tokens), pad_id, np.int64)
     mask = np.zeros_like(ids)

@@ -52,11 +52,12 @@ def predict(
         batch_size: The most texts that run together.
         top_k: How many classes or tokens to give; the best class, or 5 tokens, by default.
         max_new_tokens: How much to write; what the model's generation settings say, or 50, by default.
-        num_beams: How many continuations to follow at once, in text generation with a cache; needs PyTorch.
+        num_beams: How many continuations to follow at once, in text generation with a cache. It needs PyTorch, as do
+            settings of ``generation_config.json`` by which the likeliest token is not always the next one.
         adapter: The adapter of a bank that answers, or one for each text or image.
         skip_damaged: Leave out adapters of a bank whose files are damaged.
         on_text: Called with the place of a text and each piece that is written of it, of one text after the other; for
-            text generation with a cache and without beams.
+            text generation with a cache. What beams write is one piece.
 
     Returns:
         By text or image: ``{label, score}`` of a class, a list of them where several hold or were asked for, and of a

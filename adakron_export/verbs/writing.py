@@ -1,4 +1,4 @@
-"""Writes on from texts with an opened artifact, for `predict`. Only beams need torch."""
+"""Writes on from texts with an opened artifact, for `predict`. Only other ways than the likeliest token need torch."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from adakron_export.errors import ArtifactError, RunnerError
+from adakron_export.errors import ArtifactError
 from adakron_export.extras import require
 from adakron_export.files.records import read_object
 from adakron_export.runtimes.base import ArtifactRunner
 from adakron_export.runtimes.batching import Outputs
 from adakron_export.runtimes.decoding import decoder_of, keeps_cache
-from adakron_export.runtimes.generation import Writing, write_greedily
+from adakron_export.runtimes.generation import Writing, padded, write_greedily
 from adakron_export.tokenization.encoding import Encoded, Text, TextEncoder
 
 if TYPE_CHECKING:
@@ -58,16 +58,8 @@ class TextWriter:
         self, texts: Sequence[Text], max_new_tokens: int | None, num_beams: int | None,
         on_text: Callable[[int, str], None] | None,
     ) -> list[Any]:  # fmt: skip
-        """The likeliest token, one after the other; or the best of several continuations."""
+        """The likeliest token, one after the other; or as ``generation_config.json`` and ``num_beams`` say."""
         settings = read_settings(self.folder / "generation_config.json")
-        other = [name for name, plain in _OTHER_GENERATION.items() if settings.get(name) not in (None, plain)]
-        if num_beams is not None and "num_beams" in other:
-            other.remove("num_beams")
-        if other:
-            raise RunnerError(
-                f"the model's generation settings have {', '.join(other)}; predict takes the likeliest token: use "
-                "generate() of OnnxModel (README)"
-            )
         if settings.get("do_sample"):
             _log.info("the model's generation settings ask for sampling; predict takes the likeliest token")
         ends = settings.get("eos_token_id", self.config.get("eos_token_id"))
@@ -76,13 +68,12 @@ class TextWriter:
             ends={ends} if isinstance(ends, int) else {*(ends or ())},
             limit=self.encoder.max_length,
         )
+        ways = {**settings, **({} if num_beams is None else {"num_beams": num_beams})}
         encoded = self.encoder.encode(texts)
-        if not keeps_cache(self.runner):
+        if any(ways.get(name) not in (None, plain) for name, plain in _OTHER_GENERATION.items()):
+            written = self._generated(encoded, writing, num_beams, on_text)
+        elif not keeps_cache(self.runner):
             written = [self._written_anew(each, writing) for each in encoded]
-        elif num_beams is not None and num_beams > 1:
-            if on_text is not None:
-                raise RunnerError("several beams show no text before they end; leave on_text or num_beams out")
-            written = self._beams(encoded, writing, num_beams)
         else:
             written = self._greedy(encoded, writing, on_text)
         return [
@@ -118,18 +109,28 @@ class TextWriter:
                 told(written[-1], last=True)
         return written
 
-    def _beams(self, encoded: Sequence[Encoded], writing: Writing, num_beams: int) -> list[list[int]]:
+    def _generated(
+        self, encoded: Sequence[Encoded], writing: Writing, num_beams: int | None,
+        on_text: Callable[[int, str], None] | None,
+    ) -> list[list[int]]:  # fmt: skip
+        """What transformers' `generate` writes; each text is told when it is whole."""
         torch = require("torch", extra="export")
         from adakron_export.subjects.transformers_model import OnnxModel
 
+        beams = {} if num_beams is None else {"num_beams": num_beams}
         names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
-        for row, each in enumerate(encoded):
-            model = OnnxModel.of_runner(self._runner_of(names, row), self.folder)
+        for part in self._parts(len(encoded), names, self.batch_size):
+            model = OnnxModel.of_runner(self._runner_of(names, part[0]), self.folder)
+            ids, mask = padded([encoded[row].ids for row in part], self.runner.pad_id)
             found = model.generate(
-                torch.tensor([each.ids]), num_beams=num_beams, max_new_tokens=writing.count, do_sample=False,
-                pad_token_id=self.runner.pad_id,
+                torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=writing.count,
+                do_sample=False, num_return_sequences=1, pad_token_id=self.runner.pad_id, **beams,
             )  # fmt: skip
-            written.append(found[0, len(each.ids) :].tolist())
+            for row, tokens in zip(part, found[:, ids.shape[1] :].tolist(), strict=True):
+                end = next((place for place, token in enumerate(tokens, 1) if token in writing.ends), len(tokens))
+                written.append(tokens[:end])
+                if on_text is not None:
+                    on_text(row, self._continued(encoded[row].ids, written[-1]))
         return written
 
     def _parts(self, count: int, names: Sequence[str] | None, size: int) -> list[list[int]]:

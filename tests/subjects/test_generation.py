@@ -1,6 +1,7 @@
 """Decoders with a cache: what they write is what eager PyTorch writes, token by token."""
 
 import json
+import shutil
 
 import numpy as np
 import onnx_ir as ir
@@ -28,6 +29,7 @@ from adakron_export import (
     predict,
     validate,
 )
+from adakron_export.artifacts.artifact import open_artifact, write_manifest
 from adakron_export.artifacts.genai import write_genai_config
 from adakron_export.backbones.table import BACKBONES
 from adakron_export.checkpoints.kinds import base_of
@@ -322,8 +324,27 @@ def test_predict_writes_alike_alone_together_in_pieces_and_with_beams(spoken, cl
     ids = tokenizer(texts[0], return_tensors="pt")["input_ids"]
     beams = tokenizer.decode(model.generate(ids, num_beams=3, max_new_tokens=7)[0], skip_special_tokens=True)
     assert predict(spoken, texts[:1], max_new_tokens=7, num_beams=3)[0]["generated_text"].split() == beams.split()
-    with pytest.raises(RunnerError, match=r"several beams show no text before they end"):
-        predict(spoken, texts, num_beams=3, on_text=print)
+    told = []
+    wide = predict(spoken, texts, max_new_tokens=7, num_beams=3, on_text=lambda row, piece: told.append((row, piece)))
+    assert wide == [predict(spoken, [text], max_new_tokens=7, num_beams=3)[0] for text in texts]
+    assert [texts[row] + piece for row, piece in told] == [row["generated_text"] for row in wide]
+    shown = cli("predict", spoken, "--text", texts[0], "--max-new-tokens", 7, "--num-beams", 3).stdout
+    assert shown.splitlines() == [wide[0]["generated_text"]]
+
+
+def test_predict_writes_as_the_generation_settings_say(spoken, tmp_path):
+    folder, settings = tmp_path / "out", {"no_repeat_ngram_size": 1, "max_new_tokens": 9}
+    shutil.copytree(spoken, folder)
+    content = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**content, **settings}))
+    write_manifest(folder, open_artifact(spoken).manifest)
+    text = "the film was"
+    plain, written = predict(spoken, [text], max_new_tokens=9), predict(folder, [text])
+    model, tokenizer = OnnxModel.from_pretrained(spoken), AutoTokenizer.from_pretrained(spoken)
+    ids = tokenizer(text, return_tensors="pt")["input_ids"]
+    expected = tokenizer.decode(model.generate(ids, **settings)[0], skip_special_tokens=True)
+    assert written[0]["generated_text"].split() == expected.split()
+    assert written != plain
 
 
 def test_a_bank_of_decoders_writes_with_each_adapter(tmp_path):
