@@ -4,6 +4,8 @@ Run as `python benchmarks/decoding.py -o FILE`. Every side runs in a process of 
 the sides take turns, round by round: a ratio is the median over the rounds. Weights are random, so that tokens mean
 nothing.
 
+`--picture FILE` draws what the file of `-o` says.
+
 Two parts: `generate` writes greedily and with beams through transformers on both sides; `steps` is what `bench
 --new-tokens` measures, without transformers' loop.
 
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from machine import describe
+from picture import draw_bars
 
 from adakron_export import ExportSettings, Subject, Timing, bench, export_onnx
 
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--sides", nargs="*", default=[*SIDES])
     parser.add_argument("-o", "--output", type=Path)
+    parser.add_argument("--picture", type=Path)
     options = parser.parse_args()
     found: dict[str, Any] = {
         **describe(),
@@ -61,6 +65,19 @@ def main() -> None:
     if options.output:
         before = json.loads(options.output.read_text()) if options.output.exists() else {}
         options.output.write_text(json.dumps({**before, **found}, indent=2) + "\n")
+    if options.output and options.picture:
+        draw(json.loads(options.output.read_text()), options.picture)
+
+
+def draw(found: dict[str, Any], file: Path) -> None:
+    """Tokens per second of one text, by model."""
+    panels = {
+        model: {row["side"]: row["tokens_per_second"] for row in found[model]["steps"]
+                if row["shape"].startswith("1x") and row["tokens_per_second"] and "without" not in row["side"]}
+        for model in MODELS
+    }  # fmt: skip
+    tokens = f"{found['prompt']} tokens read, {found['new_tokens']} written"
+    draw_bars(file, f"Tokens per second, {tokens}: {found['processor']}, {found['threads']} threads", panels)
 
 
 def gpt2() -> Any:

@@ -26,14 +26,14 @@ from adakron_export import ExportSettings, Subject
 
 MB = 1e6
 ROUNDS = 3
-MODELS = ("demo", "minilm", "bert-base", "over-2-gb")
+MODELS = ("demo", "minilm", "bert-base", "over-2-gb", "qwen3-0.6b")
 
 
 def make_checkpoint(name: str, folder: Path) -> tuple[Path, Path | None]:
     """A checkpoint with random adapters that change the output, and its backbone where the checkpoint names none."""
     import torch
     from peft import get_peft_model
-    from transformers import AutoModel, BertConfig, BertForSequenceClassification
+    from transformers import AutoModel
 
     from adakron_export import AdaKronConfig
 
@@ -47,14 +47,26 @@ def make_checkpoint(name: str, folder: Path) -> tuple[Path, Path | None]:
         backbone = Path(spec.origin).parent / "model"
         model, task, r = AutoModel.from_pretrained(backbone), "FEATURE_EXTRACTION", 24
     else:
-        wide = {"hidden_size": 1536, "num_hidden_layers": 22, "num_attention_heads": 24, "intermediate_size": 6144}
-        config = BertConfig(**(wide if name == "over-2-gb" else {}))
-        model, task, r = BertForSequenceClassification(config), "SEQ_CLS", 48
-        backbone = folder / "backbone"
+        backbone, r = folder / "backbone", 48
+        model, task = made_up(name)
         model.save_pretrained(backbone)
     tuned = get_peft_model(model, AdaKronConfig(r=r, k=4, task_type=task, init_weights=False))
     tuned.save_pretrained(folder / "adapter")
     return folder / "adapter", backbone
+
+
+def made_up(name: str) -> tuple[Any, str]:
+    """A backbone with random weights, and PEFT's name of its task."""
+    from transformers import BertConfig, BertForSequenceClassification, Qwen3Config, Qwen3ForCausalLM
+
+    if name == "qwen3-0.6b":
+        config = Qwen3Config(
+            hidden_size=1024, num_hidden_layers=28, num_attention_heads=16, num_key_value_heads=8, head_dim=128,
+            intermediate_size=3072, vocab_size=151_936, tie_word_embeddings=True,
+        )  # fmt: skip
+        return Qwen3ForCausalLM(config), "CAUSAL_LM"
+    wide = {"hidden_size": 1536, "num_hidden_layers": 22, "num_attention_heads": 24, "intermediate_size": 6144}
+    return BertForSequenceClassification(BertConfig(**(wide if name == "over-2-gb" else {}))), "SEQ_CLS"
 
 
 class StageMeter(logging.Handler):
@@ -204,7 +216,8 @@ def run(name: str) -> dict[str, Any] | None:
             return None
         row = in_own_process(name, "export", folder)
         beside = compared(name, folder) if name == "bert-base" else None
-        return row and {**row, "tensorrt_rtx": in_own_process(name, "engine", folder), "torch_onnx_export": beside}
+        engine = None if name == "qwen3-0.6b" else in_own_process(name, "engine", folder)
+        return row and {**row, "tensorrt_rtx": engine, "torch_onnx_export": beside}
 
 
 def compared(name: str, folder: Path) -> dict[str, Any]:
@@ -247,7 +260,9 @@ def main() -> None:
             ratios = row["torch_onnx_export"]["ratios"]
             print(f"  over torch.onnx.export: seconds {ratios['seconds']:.2f}, peak memory {ratios['peak_mb']:.2f}")
     if options.output:
-        options.output.write_text(json.dumps({"machine": describe(), "models": rows}, indent=2) + "\n")
+        before = json.loads(options.output.read_text())["models"] if options.output.exists() else {}
+        found = {"machine": describe(), "models": {**before, **rows}}
+        options.output.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -80,8 +80,11 @@ class OnnxCache(Cache):  # type: ignore[misc,unused-ignore]
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep some texts."""
-        if self._kept is not None:
-            self._kept = self._decoder.select(self._kept, indices.cpu().numpy())
+        if self._kept is None:
+            return
+        rows = indices.cpu().numpy()
+        if not np.array_equal(rows, np.arange(self._kept.texts)):  # beams often stay where they are
+            self._kept = self._decoder.select(self._kept, rows)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Keep each text several times."""
