@@ -2,9 +2,20 @@
 
 import numpy as np
 import pytest
+import torch
 
-from adakron_export import EngineShapes, ExportSettings, Subject, export_onnx, open_artifact, validate
+from adakron_export import (
+    EngineShapes,
+    ExportSettings,
+    OnnxModel,
+    Subject,
+    export_onnx,
+    load_model,
+    open_artifact,
+    validate,
+)
 from adakron_export.artifacts.engine import open_engine
+from adakron_export.checkpoints.kinds import base_of
 from adakron_export.engines.loading import load_engine
 from adakron_export.errors import MissingPackageError, RunnerError
 from adakron_export.machine.flavors import FLAVORS
@@ -56,6 +67,27 @@ def test_engines_agree_with_eager(flavor, dtype, tmp_path):
     report = validate(tmp_path / "engine", against=DEMO)
     assert report.passed
     assert FLAVORS[flavor].module in report.candidate
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_decoders_write_on_cuda_what_eager_pytorch_writes(dtype, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "made", "llama")
+    assert export_onnx(checkpoint, tmp_path / "out", target="ort-cuda", dtype=dtype).written
+    assert validate(Subject(tmp_path / "out", device="cuda"), against=checkpoint).passed
+    if dtype == "fp32":
+        eager = base_of(load_model(checkpoint)).eval()
+        exported = OnnxModel.from_pretrained(tmp_path / "out", device="cuda")
+        ids = torch.tensor([[5, 6, 7, 8], [1, 1, 9, 10]])
+        for way in ({}, {"num_beams": 3}):
+            way = {"attention_mask": (ids != 1).long(), "max_new_tokens": 12, "pad_token_id": 1, **way}
+            assert torch.equal(*(model.generate(ids, **way) for model in (eager, exported)))
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp16"])
+def test_engines_of_decoders_agree_with_eager(flavor, dtype, tmp_path):
+    checkpoint = save_checkpoint(tmp_path / "made", "llama")
+    export_engine(checkpoint, tmp_path / "engine", flavor=flavor, dtype=dtype, **SMALL)
+    assert validate(tmp_path / "engine", against=checkpoint).passed
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "fp16"])
