@@ -87,10 +87,11 @@ class BankRunner:
         names = [info.name for info in self.manifest.outputs]
         return self._cut(self._inner.run_feed(feed, now.held, names), chosen)
 
-    def held(self, name: str) -> tuple[HoldingRunner, dict[str, Any]]:
-        """The runtime, and what it holds of an adapter now: with it the graph is that adapter's."""
+    def held(self, adapters: str | Sequence[str]) -> tuple[HoldingRunner, dict[str, Any], object]:
+        """The runtime, what it holds of an adapter now, or of one for each text, and what keeps their places."""
         now = self._now
-        return self._inner, {**now.held, **self._inner.hold({IDS: _ids(self._chosen(now, name, 1))})}
+        chosen = self._chosen(now, adapters, len(adapters))
+        return self._inner, {**now.held, **self._inner.hold({IDS: _ids(chosen)})}, chosen
 
     def prepare(self, batch: Batch, adapters: str | Sequence[str] | None = None) -> Callable[[], float]:
         """A timed run with the adapters that are there now; see `Runner.prepare` and `run`."""
@@ -217,10 +218,6 @@ class OneAdapter:
     def run_cached(self, batch: Batch) -> dict[str, Array]:
         """Run one batch; see `CachedRunner`."""
         return self.bank.run_cached(batch, self.adapter)
-
-    def held(self) -> tuple[HoldingRunner, dict[str, Any]]:
-        """The runtime, and what it holds of the adapter; see `BankRunner.held`."""
-        return self.bank.held(self.adapter)
 
     def prepare(self, batch: Batch) -> Callable[[], float]:
         """A timed run; see `Runner.prepare`."""

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 
 from adakron_export.errors import RunnerError
-from adakron_export.runtimes.base import Array, Batch, CachedRunner
+from adakron_export.runtimes.base import Array, Batch
 from adakron_export.tasks import PAST, PRESENT
 
 
@@ -59,15 +60,15 @@ class ArrayDecoder:
     """Steps of any runner with a cache, whose keys and values are arrays.
 
     Args:
-        runner: The runner.
+        run: Its `CachedRunner.run_cached`.
     """
 
-    def __init__(self, runner: CachedRunner) -> None:
-        self._runner = runner
+    def __init__(self, run: Callable[[Batch], Mapping[str, Array]]) -> None:
+        self._run = run
 
     def step(self, batch: Batch, kept: Kept | None) -> tuple[Array, Kept]:
         """Read more tokens; see `Decoder.step`."""
-        found = self._runner.run_cached({**batch, **(kept.values if kept else {})})
+        found = self._run({**batch, **(kept.values if kept else {})})
         return found["logits"], kept_of({name: value for name, value in found.items() if name.startswith(PRESENT)})
 
     def select(self, kept: Kept, rows: Sequence[int] | Array) -> Kept:
@@ -89,18 +90,27 @@ def keeps_cache(runner: Any) -> bool:
     return bool(runner.model.signature.past) if hasattr(runner, "model") else False
 
 
-def decoder_of(runner: Any) -> Decoder:
-    """Steps of a runner with a cache; of a bank's, those of one of its adapters."""
+def decoder_of(runner: Any, adapters: str | Sequence[str] | None = None) -> Decoder:
+    """Steps of a runner with a cache.
+
+    Args:
+        runner: The runner, or a bank.
+        adapters: The adapter of a bank, or one for each text, which then stay where they are.
+    """
     if hasattr(runner, "decoder"):
         return runner.decoder()  # type: ignore[no-any-return]
-    from adakron_export.runtimes.bank import OneAdapter
+    from adakron_export.runtimes.bank import BankRunner, OneAdapter
     from adakron_export.runtimes.ort import OrtRunner
     from adakron_export.runtimes.ort_decoding import OrtDecoder
 
     if isinstance(runner, OneAdapter):
-        inner, beside = runner.held()
-        return OrtDecoder(inner, beside) if isinstance(inner, OrtRunner) else ArrayDecoder(runner)
-    return OrtDecoder(runner) if isinstance(runner, OrtRunner) else ArrayDecoder(runner)
+        runner, adapters = runner.bank, runner.adapter
+    if isinstance(runner, BankRunner) and adapters is not None:
+        inner, beside, places = runner.held(adapters)
+        if isinstance(inner, OrtRunner):
+            return OrtDecoder(inner, beside, places)
+        return ArrayDecoder(partial(runner.run_cached, adapters=adapters))
+    return OrtDecoder(runner) if isinstance(runner, OrtRunner) else ArrayDecoder(runner.run_cached)
 
 
 def kept_of(values: Mapping[str, Any]) -> Kept:

@@ -19,10 +19,12 @@ class OrtDecoder:
     Args:
         runner: The runner.
         beside: Other inputs of the graph, which stay the same: those of a bank.
+        places: What keeps the places of a bank's adapters from being written to.
     """
 
-    def __init__(self, runner: OrtRunner, beside: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, runner: OrtRunner, beside: Mapping[str, Any] | None = None, places: object = None) -> None:
         self._runner = runner
+        self._places = places
         self._beside = dict(beside or {})
         self._outputs = [info.name for info in runner.manifest.outputs]
         self._place = "cuda" if runner.device in ("cuda", "tensorrt") else "cpu"

@@ -33,7 +33,7 @@ def decoding_batches(runner: Any, space: InputSpace, *, seed: int = 0) -> list[N
     if prompt is None:
         return []
     ids, mask = prompt
-    decoder, found = ArrayDecoder(runner), []
+    decoder, found = ArrayDecoder(runner.run_cached), []
     first = ids.shape[1] - _PIECE
     if first > 0:
         _, kept = decoder.step(inputs_of(space.names, ids[:, :first], mask[:, :first]), None)
@@ -73,7 +73,7 @@ def compare_writing(
     prompt = _prompt(space, seed)
     if prompt is None:
         return []
-    wanted, tied = _written(ArrayDecoder(reference), space, *prompt, tolerance)
+    wanted, tied = _written(ArrayDecoder(reference.run_cached), space, *prompt, tolerance)
     found, _ = _written(decoder_of(candidate), space, *prompt, tolerance)
     counted = np.cumsum(tied, axis=1) == 0
     if not counted.any():

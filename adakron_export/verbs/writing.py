@@ -98,12 +98,14 @@ class TextWriter:
         self, encoded: Sequence[Encoded], writing: Writing, on_text: Callable[[int, str], None] | None
     ) -> list[list[int]]:  # fmt: skip
         names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
-        for part in self._parts(len(encoded), names, 1 if on_text else self.batch_size):
+        size = 1 if on_text else self.batch_size
+        for start in range(0, len(encoded), size):
+            part = range(start, min(start + size, len(encoded)))
             prompts = [encoded[row].ids for row in part]
             told = None if on_text is None else _Told(partial(self._continued, prompts[0]), partial(on_text, part[0]))
             written += write_greedily(
-                decoder_of(self._runner_of(names, part[0])), prompts, writing, names=self.runner.input_names,
-                pad_id=self.runner.pad_id, on_token=told,
+                decoder_of(self.runner, None if names is None else [names[row] for row in part]), prompts, writing,
+                names=self.runner.input_names, pad_id=self.runner.pad_id, on_token=told,
             )  # fmt: skip
             if told is not None:
                 told(written[-1], last=True)

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import onnx_ir as ir
@@ -357,6 +358,16 @@ def test_a_bank_of_decoders_writes_with_each_adapter(tmp_path):
         exported = OnnxModel.from_pretrained(tmp_path / "bank", adapter=name)
         way = {"max_new_tokens": 9, "num_beams": 2, "pad_token_id": 1}
         assert torch.equal(*(model.generate(**prompts(), **way) for model in (eager, exported)))
+    runner = open_runner(tmp_path / "bank")
+    write = partial(write_greedily, writing=Writing(6), names=runner.input_names, pad_id=1)
+    texts, names = [[5, 6, 7], [5, 6, 7], [9]], ["one", "two", "one"]
+    alone = [write(decoder_of(runner.adapter(name)), [text])[0] for text, name in zip(texts, names, strict=True)]
+    assert write(decoder_of(runner, names), texts) == alone
+    assert alone[0] != alone[1]
+    under_way = decoder_of(runner, "two")
+    runner.remove("two")
+    runner.add("three", tmp_path / "bank/adapters/one")
+    assert write(under_way, texts[1:2]) == alone[1:2]
 
 
 @pytest.mark.parametrize(
