@@ -60,7 +60,7 @@ def test_backbones_build(model_type, tmp_path):
 @pytest.mark.parametrize(
     "task", [Task.TOKEN_CLASSIFICATION, Task.QUESTION_ANSWERING, Task.FEATURE_EXTRACTION, Task.FILL_MASK]
 )
-@pytest.mark.parametrize("dtype", ["fp32", "fp16", "bf16"])
+@pytest.mark.parametrize("dtype", [*(pytest.param(name, marks=pytest.mark.slow) for name in ("fp32", "bf16")), "fp16"])
 def test_tasks_build_in_every_dtype(task, dtype, tmp_path):
     checkpoint = save_checkpoint(tmp_path, "bert", task)
     built = export_engine(

@@ -383,7 +383,7 @@ def count_decompositions(monkeypatch):
     ("model_type", "decomposed"),
     [("bert", False), ("distilbert", False), ("vit", False), ("mpnet", True), ("llama", False), ("gpt2", False)],
 )
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [torch.float32, pytest.param(torch.float16, marks=pytest.mark.slow)])
 def test_only_what_needs_it_is_decomposed_and_the_graph_is_the_same(model_type, decomposed, dtype, monkeypatch):
     _, folded = folded_model(model_type, dtype)
     calls = count_decompositions(monkeypatch)

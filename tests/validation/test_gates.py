@@ -208,16 +208,16 @@ TRACED = [
     ("bert", "portable", "fp32"),
     ("bert", "ort-cpu", "fp32"),
     ("bert", "portable", "int8"),
-    ("bert", "ort-cpu", "int8"),
-    ("bert", "portable", "int4"),
+    pytest.param("bert", "ort-cpu", "int8", marks=pytest.mark.slow),
+    pytest.param("bert", "portable", "int4", marks=pytest.mark.slow),
     ("bert", "ort-cuda", "fp16"),
-    ("bert", "portable", "bf16"),
+    pytest.param("bert", "portable", "bf16", marks=pytest.mark.slow),
     ("gpt2", "portable", "int4"),
-    ("albert", "ort-cpu", "fp32"),
-    ("deberta-v2", "portable", "int8"),
+    pytest.param("albert", "ort-cpu", "fp32", marks=pytest.mark.slow),
+    pytest.param("deberta-v2", "portable", "int8", marks=pytest.mark.slow),
     ("llama", "ort-cpu", "fp32"),
     ("llama", "ort-cpu", "int4"),
-    ("vit", "portable", "fp32"),
+    pytest.param("vit", "portable", "fp32", marks=pytest.mark.slow),
 ]
 
 

@@ -189,9 +189,11 @@ def test_generation_settings_come_along(tmp_path):
     export_onnx(checkpoint, tmp_path / "out", settings=ExportSettings(validate=False))
     from adakron_export import OnnxModel
 
-    assert OnnxModel.from_pretrained(tmp_path / "out").generation_config.eos_token_id == [5, 6, 7]
-    with pytest.raises(AdaKronError, match="have repetition_penalty"):
-        predict(tmp_path / "out", TEXTS)
+    model, tokenizer = OnnxModel.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    assert model.generation_config.eos_token_id == [5, 6, 7]
+    ids = tokenizer(TEXTS[0], return_tensors="pt")["input_ids"]
+    whole, prompt = (tokenizer.decode(part, skip_special_tokens=True) for part in (model.generate(ids)[0], ids[0]))
+    assert predict(tmp_path / "out", TEXTS[:1])[0]["generated_text"] == TEXTS[0] + whole[len(prompt) :]
 
 
 @pytest.mark.parametrize(
