@@ -147,7 +147,7 @@ def build(bare: Path, folder: Path, venv: Path, threads: int) -> None:
     from transformers import PreTrainedTokenizerFast
 
     words = Tokenizer(models.WordLevel({f"w{number}": number for number in range(100)}, unk_token="w0"))
-    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0").save_pretrained(bare)
+    PreTrainedTokenizerFast(tokenizer_object=words, unk_token="w0", eos_token="w1").save_pretrained(bare)
     (packages,) = venv.glob("lib/python*/site-packages")
     options: dict[str, str | Path] = {
         "-m": bare,
