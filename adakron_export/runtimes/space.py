@@ -16,7 +16,8 @@ class InputSpace:
         names: Names of the inputs.
         vocab_size: Token ids lie below it.
         pad_id: Id of the padding token.
-        max_length: The longest input to try, in tokens.
+        max_length: The longest input, in tokens.
+        tried_length: The longest one that a validation tries, where it is shorter.
         special_ids: Tokens that stand for no piece of text.
         frame: The tokens that open and close a text, where the tokenizer adds them.
         left_padding: Whether texts may be padded in front.
@@ -30,6 +31,7 @@ class InputSpace:
     vocab_size: int
     pad_id: int
     max_length: int
+    tried_length: int | None = None
     special_ids: frozenset[int] = frozenset()
     frame: tuple[int, int] | None = None
     left_padding: bool = True

@@ -17,7 +17,7 @@ from adakron_export.backbones.table import backbone_row
 from adakron_export.errors import AdaKronError, ArtifactError, told_as
 from adakron_export.files.records import read_object, record_of
 from adakron_export.runtimes.space import InputSpace
-from adakron_export.tasks import without_cache
+from adakron_export.tasks import Task, without_cache
 from adakron_export.tokenization.encoding import padding_id
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 Size = Annotated[int, msgspec.Meta(gt=0, le=2**24)]
 VALIDATED_LENGTH = 2048  # decoders name 100,000 positions and more, which no CPU can run in a minute
+VALIDATED_LOGITS = 2**27  # of a batch of two texts: each side holds 0.5 GB of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +60,7 @@ def model_space(model: TaskModel, folder: Path | None = None) -> InputSpace:
     from adakron_export.checkpoints.task_model import position_limit
 
     longest = position_limit(model.model)
-    return _space(model.signature.texts, model.config.to_dict(), longest, folder)
+    return _space(model.signature.texts, model.config.to_dict(), longest, folder, model.task)
 
 
 def exported_space(exported: Artifact | EngineFolder) -> InputSpace:
@@ -70,7 +71,8 @@ def exported_space(exported: Artifact | EngineFolder) -> InputSpace:
     """
     names = without_cache(info.name for info in exported.manifest.inputs)
     try:
-        space = _space(names, read_config(exported), exported.manifest.max_length, exported.folder)
+        manifest = exported.manifest
+        space = _space(names, read_config(exported), manifest.max_length, exported.folder, Task(manifest.task))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         path = exported.folder / "config.json"
         raise ArtifactError(f"{path}: not a usable configuration ({type(error).__name__}: {error})") from error
@@ -124,18 +126,23 @@ def full_config(exported: Artifact | EngineFolder) -> dict[str, Any]:
         return dict(AutoConfig.from_pretrained(str(exported.folder), trust_remote_code=False).to_dict())
 
 
-def _space(names: tuple[str, ...], config: Mapping[str, Any], longest: int | None, folder: Path | None) -> InputSpace:
+def _space(
+    names: tuple[str, ...], config: Mapping[str, Any], longest: int | None, folder: Path | None, task: Task
+) -> InputSpace:
     if "pixel_values" in names:
         size = config["image_size"]
         height, width = size if isinstance(size, list | tuple) else (size, size)
         shape = (config.get("num_channels", 3), height, width)
         return InputSpace(names, vocab_size=0, pad_id=0, max_length=0, image_shape=shape)
     special, frame = _special_tokens(folder)
+    vocab_size = int(config["vocab_size"])
+    many_logits = longest is None and (task.writes or task is Task.FILL_MASK)  # learned positions are all tried
     return InputSpace(
         names,
-        vocab_size=int(config["vocab_size"]),
+        vocab_size=vocab_size,
         pad_id=padding_id(config) or 0,
         max_length=min(longest or config.get("max_position_embeddings") or VALIDATED_LENGTH, VALIDATED_LENGTH),
+        tried_length=max(1, VALIDATED_LOGITS // (2 * vocab_size)) if many_logits else None,
         special_ids=frozenset(special.values()),
         frame=frame,
         # An encoder that is made to look back alone may hold a first token that attends to nothing.

@@ -44,7 +44,7 @@ def _corners(space: InputSpace, seed: int) -> list[NamedBatch]:
             NamedBatch(name, {"pixel_values": _random(seed, name).standard_normal((size, *space.image_shape), "f4")})
             for name, size in (("one-image", 1), ("three-images", 3))
         ]
-    longest = space.max_length
+    longest = _longest(space)
     middle = max(2, min(_TYPICAL_TOKENS, longest - 1))
     mixed = [middle, max(1, middle // 2), max(1, middle // 5), 1]
     plans: dict[str, Callable[[np.random.Generator], dict[str, Array]]] = {
@@ -108,6 +108,10 @@ def pad_batch(space: InputSpace, name: str, rows: Sequence[dict[str, Sequence[in
     return NamedBatch(name, _inputs(space, ids, mask, types))
 
 
+def _longest(space: InputSpace) -> int:
+    return min(space.max_length, space.tried_length or space.max_length)
+
+
 def _random(seed: int, name: str) -> np.random.Generator:
     return np.random.default_rng([seed, *name.encode()])
 
@@ -139,7 +143,7 @@ def _texts(
 
 def _strides(rng: np.random.Generator, space: InputSpace) -> dict[str, Array]:
     """Texts that go through the whole vocabulary in strides, special tokens included."""
-    length = min(space.max_length, _STRIDE_TOKENS)
+    length = min(_longest(space), _STRIDE_TOKENS)
     known = np.array(space.vocabulary) if space.vocabulary else np.arange(space.vocab_size)
     known = known[known != space.pad_id]
     stride = max(1, len(known) / (_STRIDE_TEXTS * length))

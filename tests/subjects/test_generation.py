@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -42,7 +43,9 @@ from adakron_export.runtimes.decoding import decoder_of, inputs_of
 from adakron_export.runtimes.eager import EagerRunner
 from adakron_export.runtimes.generation import Writing, write_greedily
 from adakron_export.runtimes.space import InputSpace
+from adakron_export.subjects.space import exported_space
 from adakron_export.tasks import Task
+from adakron_export.validation.batches import make_batches
 from adakron_export.validation.decoding import compare_writing
 from conftest import reference_case
 from tampered import changed
@@ -232,6 +235,17 @@ def test_inputs_outputs_and_axes_are_named_as_optimum_does(made):
     assert shapes["present.1.key"] == ["batch_size", 2, every, 8]
     assert json.loads((artifact / "adakron_export.json").read_text())["task"] == "text-generation-with-past"
     assert open_runner(artifact).input_names == ("input_ids", "attention_mask", "position_ids")
+
+
+def test_prompts_of_a_validation_are_as_long_as_memory_has_room_for_their_logits(made):
+    _, artifact, result = made("llama")
+    space = exported_space(result.artifact)
+    assert (space.max_length, space.tried_length) == (40, 2**27 // (2 * 99))
+    assert exported_space(made("gpt2")[2].artifact).tried_length is None  # each learned position is tried
+    lengths = {
+        batch.name: batch.inputs["input_ids"].shape[1] for batch in make_batches(replace(space, tried_length=9))
+    }
+    assert (lengths["max-length"], lengths["vocabulary"], max(lengths.values())) == (9, 9, 9)
 
 
 def test_the_cache_is_optional(tmp_path):
