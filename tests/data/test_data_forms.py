@@ -37,9 +37,9 @@ def table(delimiter, quote="", header=("text", "label")):
         ("t.CSV", table(",")),
         ("t.csv", table("\t")),
         ("t.tsv", table("\t", '"')),
-        ("t.csv.gz", gzip.compress(table(",").encode())),
+        ("t.csv.gz", gzip.compress(table(",").encode(), mtime=0)),
         ("t.JSONL.gz", gzip.compress(b"".join(json.dumps({"text": text, "label": index % 2}).encode() + b"\n"
-                                              for index, text in enumerate(TEXTS)))),
+                                              for index, text in enumerate(TEXTS)), mtime=0)),
         ("t.json", json.dumps([{"text": text, "label": index % 2} for index, text in enumerate(TEXTS)], indent=1)),
         ("t.json", json.dumps({"data": [{"text": text, "label": index % 2} for index, text in enumerate(TEXTS)]})),
         ("t.csv", "\ufeff" + table(",")),
