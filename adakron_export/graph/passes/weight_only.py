@@ -40,7 +40,7 @@ class Int4WeightsPass(ir.passes.InPlacePass):
 def _rewrite(graph: ir.Graph, nodes: list[ir.Node]) -> None:
     """Put one product in the place of those that read the same."""
     names, levels, scales = zip(*map(_rounded, nodes), strict=True)
-    name = names[0] if len(nodes) == 1 else f"{names[0]}_merged"
+    name = names[0] if len(nodes) == 1 else f"{'_'.join(names)}_merged"
     held = [
         initializer(graph, f"{name}_int4", np.concatenate(levels, axis=1)),
         initializer(graph, f"{name}_int4_scale", np.concatenate(scales, axis=1)),
