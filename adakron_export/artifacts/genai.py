@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from adakron_export.artifacts.generation_settings import GENERATION, NEUTRAL, in_effect, read_settings
 from adakron_export.artifacts.manifest import MODEL, Manifest, TensorInfo
 from adakron_export.files.records import read_object, write_json
 from adakron_export.graph.keys import EXACT_SUMS
@@ -21,14 +22,8 @@ _SEARCH = {
     "do_sample": False, "num_beams": 1, "num_return_sequences": 1, "min_length": 0, "temperature": 1.0, "top_k": 50,
     "top_p": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "early_stopping": False,
 }  # fmt: skip
-# Settings that it would drop, and the value with which they do nothing.
-_OTHERS = {
-    "no_repeat_ngram_size": 0, "diversity_penalty": 0.0, "num_beam_groups": 1, "bad_words_ids": None, "min_p": None,
-    "min_new_tokens": None, "typical_p": 1.0, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0, "penalty_alpha": None,
-    "forced_bos_token_id": None, "forced_eos_token_id": None, "suppress_tokens": None, "begin_suppress_tokens": None,
-    "sequence_bias": None, "guidance_scale": None, "exponential_decay_length_penalty": None, "stop_strings": None,
-    "renormalize_logits": False, "remove_invalid_values": False,
-}  # fmt: skip
+# Settings that it would drop.
+_OTHERS = NEUTRAL.keys() - _SEARCH.keys()
 
 
 def write_genai_config(folder: Path, manifest: Manifest) -> None:
@@ -37,25 +32,28 @@ def write_genai_config(folder: Path, manifest: Manifest) -> None:
     Args:
         folder: The artifact's, with ``config.json`` and, if there is one, ``generation_config.json``.
         manifest: What the artifact is.
+
+    Raises:
+        ArtifactError: ``generation_config.json`` cannot be read.
     """
     spec = manifest.spec
     if manifest.task != Task.TEXT_GENERATION_WITH_PAST or spec.target not in _TARGETS or spec.dtype not in _DTYPES:
         return
-    config, settings = read_object(folder / "config.json"), dict[str, Any]()
-    if (folder / "generation_config.json").is_file():
-        settings = read_object(folder / "generation_config.json")
+    config, settings = read_object(folder / "config.json"), read_settings(folder / GENERATION)
     problem = _problem(manifest, config, settings)
     if problem:
         _log.info("%s is not written: %s", FILE, problem)
         return
+    if settings.get("max_new_tokens") is not None:
+        _log.info("%s has max_length, which counts the prompt, in the place of max_new_tokens", FILE)
     write_json(folder / FILE, {"model": _model(manifest, config, settings), "search": _search(config, settings)})
 
 
 def _problem(manifest: Manifest, config: Mapping[str, Any], settings: Mapping[str, Any]) -> str:
     """Why it could not run the model, or would write something else; empty where it can."""
-    others = [name for name, nothing in _OTHERS.items() if settings.get(name, nothing) not in (nothing, None)]
+    others = sorted(in_effect(settings, _OTHERS))
     if others:
-        return f"onnxruntime-genai has no {others[0]}, which generation_config.json sets"
+        return f"onnxruntime-genai has no {others[0]}, which {GENERATION} sets"
     if not isinstance(settings.get("early_stopping", False), bool | None):
         return f"onnxruntime-genai has no early_stopping {settings['early_stopping']!r}"
     if _ends(config, settings) in (None, []):

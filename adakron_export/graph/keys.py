@@ -6,4 +6,4 @@ SHIFTED_KEY = "adakron_export.shifted"  # the same: what it puts out is off by a
 EXACT_SUMS = "session.x64quantprecision"  # ONNX Runtime's entry: integer products are exact without VNNI too
 FLOAT_PRODUCTS = "session.disable_quant_qdq"  # the same: products between QuantizeLinear and back are float ones
 PLAIN_ATTENTION, MULTI_HEAD_ATTENTION = "plain", "MultiHeadAttention"  # forms that `tune` tries
-ATTENTION_OPSET = 23  # the first with an operator for attention
+ATTENTION_OPSET = 23  # the first with operators for attention, RMS norms and rotations

@@ -90,7 +90,7 @@ class BankRunner:
     def held(self, adapters: str | Sequence[str]) -> tuple[HoldingRunner, dict[str, Any], object]:
         """The runtime, what it holds of an adapter now, or of one for each text, and what keeps their places."""
         now = self._now
-        chosen = self._chosen(now, adapters, len(adapters))
+        chosen = self._chosen(now, adapters, 1 if isinstance(adapters, str) else len(adapters))
         return self._inner, {**now.held, **self._inner.hold({IDS: _ids(chosen)})}, chosen
 
     def prepare(self, batch: Batch, adapters: str | Sequence[str] | None = None) -> Callable[[], float]:

@@ -88,7 +88,7 @@ class OrtRunner(GraphRunner[Manifest]):
         return dict(zip(wanted, outputs, strict=True))
 
     def run_values(self, names: Sequence[str], values: Mapping[str, Any]) -> dict[str, Any]:
-        """Outputs of ONNX Runtime's own values, where they are on the CPU: nothing is copied."""
+        """Run on values that ONNX Runtime holds on the CPU, where the outputs stay too: nothing is copied."""
         found = self._guarded(lambda: self.session.run_with_ort_values(list(names), dict(values)))
         return dict(zip(names, found, strict=True))
 

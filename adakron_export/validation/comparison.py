@@ -49,7 +49,7 @@ def graph_of(candidate: Opened) -> ir.Model | None:
 def dtype_of(candidate: Opened, graph: ir.Model | None) -> str:
     """What the limits are for: what the graph holds, whatever the artifact says of itself."""
     if graph is not None:
-        from adakron_export.validation.weights import graph_dtype
+        from adakron_export.validation.stored import graph_dtype
 
         return graph_dtype(graph)
     return candidate.engine.manifest.dtype if isinstance(candidate, OpenedEngine) else "fp32"
@@ -89,7 +89,7 @@ def common_space(reference: Opened, candidate: Opened, graph: ir.Model | None) -
     Fixed scales promise nothing of words that they were not found on, so such a graph is held to those of its
     calibration; its weights are compared whatever those are.
     """
-    from adakron_export.validation.weights import has_fixed_scales
+    from adakron_export.validation.stored import has_fixed_scales
 
     words = candidate.space.vocabulary if graph is not None and has_fixed_scales(graph) else ()
     space = reference.space.within(candidate.space.bounds)

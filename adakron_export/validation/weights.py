@@ -7,7 +7,6 @@ as it is, transposed, merged with others, or rounded to 8 or 4 bits within what 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,15 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from adakron_export.errors import first_few
-from adakron_export.graph.dtypes import DTYPES, dtype_stored_as
 from adakron_export.runtimes.base import Array
+from adakron_export.validation.stored import Stored, stored_constants
 
-_ULPS = 4  # folding in another build of PyTorch may round the last bit another way
-_HALF_STEP = 0.5 * (1 + 1e-3)  # a rounded number is half a step off at most
 _SAMPLE = 64  # numbers that are looked at before all are
-_ENDING = re.compile(r"_(u?int[48]|fp8)$")
-_MIDDLE = {ir.DataType.UINT8: 128, ir.DataType.UINT4: 8}  # of unsigned numbers
-_CUT_STEPS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,73 +64,12 @@ class WeightsReport:
 
 
 @dataclass(slots=True)
-class _Stored:
-    """A constant of the graph, as numbers, and how far each may be off."""
-
-    name: str
-    values: Array
-    dtype: ir.DataType
-    step: Array | None = None  # between two numbers, where they were rounded
-    explained: bool = False
-    taken: list[slice] = field(default_factory=list)  # columns of parameters that stand beside others
-
-    def bound(self, expected: Array) -> Array:
-        """How far each number may be off."""
-        row = dtype_stored_as(self.dtype)
-        eps = row.rounding if row is not None and row.rounding is not None else DTYPES["fp32"].rounding
-        assert eps is not None
-        rounding = _ULPS * eps * np.abs(expected) + 1e-30
-        if self.dtype is ir.DataType.FLOAT16:
-            rounding = rounding + 2.0**-24  # below which it has no numbers
-        return rounding if self.step is None else rounding + _HALF_STEP * self.step
-
-
-@dataclass(slots=True)
 class _Match:
     """The constants of a graph, and which of them are explained."""
 
-    stored: list[_Stored]
+    stored: list[Stored]
     changed: list[str] = field(default_factory=list)
     absent: list[str] = field(default_factory=list)
-
-
-def graph_dtype(model: ir.Model) -> str:
-    """What a graph computes in: the dtype of most numbers that its products read, whatever is said of it.
-
-    Args:
-        model: The graph.
-
-    Returns:
-        A name of `DTYPES`.
-    """
-    sizes: dict[str, int] = {}
-    for value in _constants(model):
-        tensor = value.const_value
-        assert tensor is not None
-        dtype = dtype_stored_as(tensor.dtype)
-        tables = all(use.node.op_type == "Gather" and use.idx == 0 for use in value.uses())
-        if dtype is not None and len(tensor.shape) > 1 and not tables:
-            sizes[dtype.name] = sizes.get(dtype.name, 0) + tensor.size
-    narrow = {name: size for name, size in sizes.items() if DTYPES[name].quantised}
-    if 2 * sum(narrow.values()) >= sum(sizes.values()) > 0:
-        return max(narrow, key=lambda name: narrow[name])
-    wide = {name: size for name, size in sizes.items() if name not in narrow}
-    return max(wide, key=lambda name: wide[name], default="fp32")
-
-
-def _rounded(tensor: ir.TensorProtocol) -> bool:
-    row = dtype_stored_as(tensor.dtype)
-    return row is not None and row.quantised
-
-
-def _floating(tensor: ir.TensorProtocol) -> bool:
-    row = dtype_stored_as(tensor.dtype)
-    return row is not None and not row.quantised
-
-
-def has_fixed_scales(model: ir.Model) -> bool:
-    """Whether a graph rounds what it computes by scales that a calibration found."""
-    return any(node.op_type == "QuantizeLinear" for node in model.graph)
 
 
 def compare_weights(model: ir.Model, parameters: Mapping[str, Array]) -> WeightsReport:
@@ -147,7 +80,7 @@ def compare_weights(model: ir.Model, parameters: Mapping[str, Array]) -> Weights
         parameters: The parameters by name, float32, of any shape; a tied one once.
     """
     wanted = {name: array for name, array in parameters.items() if array.size > 1}
-    match = _Match([each for each in _all_stored(model) if each.values.size > 1])
+    match = _Match([each for each in stored_constants(model) if each.values.size > 1])
     left = _unmatched(match, wanted)
     for name, array in left.items():
         _explain_missing(match, name, array)
@@ -179,81 +112,7 @@ def _unmatched(match: _Match, wanted: Mapping[str, Array]) -> dict[str, Array]:
     return left
 
 
-def _constants(model: ir.Model) -> list[ir.Value]:
-    return [value for value in model.graph.initializers.values() if value.const_value is not None]
-
-
-def _all_stored(model: ir.Model) -> Iterator[_Stored]:
-    """The graph's constants that stand for real numbers."""
-    by_name = {str(value.name): value for value in _constants(model)}
-    for name, value in by_name.items():
-        tensor = value.const_value
-        assert tensor is not None
-        if _rounded(tensor):
-            stored = _dequantised(name, value, by_name)
-            if stored is not None:
-                yield stored
-        elif _floating(tensor) and not name.endswith("_scale"):
-            yield _Stored(name, tensor.numpy(), tensor.dtype)
-    for node in model.graph:
-        tensor = (
-            node.attributes["value"].as_tensor() if node.op_type == "Constant" and "value" in node.attributes else None
-        )
-        if tensor is not None and _floating(tensor):
-            yield _Stored(str(node.outputs[0].name), tensor.numpy(), tensor.dtype)
-
-
-def _dequantised(name: str, value: ir.Value, by_name: Mapping[str, ir.Value]) -> _Stored | None:
-    """What a rounded weight stands for; ``None`` where its scale is not found."""
-    tensor, base = value.const_value, _ENDING.sub("", name)
-    assert tensor is not None
-    named = [
-        f"{name}_scale",
-        *(f"{base}_{row.name}_scale" for row in DTYPES.values() if row.quantised),
-        f"{base}_scale",
-    ]
-    scale = next((by_name[each].const_value for each in named if each in by_name), None)
-    if scale is None:
-        return None
-    levels = tensor.numpy().astype(np.float32) - _MIDDLE.get(tensor.dtype, 0)
-    wide = next((use.node for use in value.uses() if use.node.op_type == "DequantizeLinear"), None)
-    columns_first = (
-        wide is not None and wide.attributes.get_int("axis", 1) == 0 and "block_size" not in wide.attributes
-    )
-    steps = scale.numpy().astype(np.float32)
-    if steps.ndim == 1 and columns_first:
-        steps = steps[:, None]
-    if wide is not None and "block_size" in wide.attributes:  # one for a block of rows
-        steps = np.repeat(steps, wide.attributes["block_size"].as_int(), axis=0)[: levels.shape[0]]
-    factors = _smoothing(wide, by_name)
-    if factors is not None:
-        steps = steps * (factors if columns_first else factors[:, None])
-    if np.broadcast_shapes(steps.shape, levels.shape) != levels.shape:
-        return None
-    values, step = levels * steps, np.abs(np.broadcast_to(steps, levels.shape))
-    if tensor.dtype is ir.DataType.FLOAT8E4M3FN:
-        step = np.abs(values) * 2.0**-3 + step * 2.0**-9
-    else:  # the largest numbers may have been cut off
-        step = np.where(
-            np.abs(levels) >= np.abs(levels).max() - (tensor.dtype is ir.DataType.INT4), _CUT_STEPS * step, step
-        )
-    return _Stored(name, values, scale.dtype, step)
-
-
-def _smoothing(wide: ir.Node | None, by_name: Mapping[str, ir.Value]) -> Array | None:
-    """What a product's input is multiplied with, channel by channel, before it is rounded (SmoothQuant)."""
-    product = next((use.node for use in wide.outputs[0].uses()), None) if wide is not None else None
-    value = product.inputs[0] if product is not None else None
-    for op_type in ("DequantizeLinear", "QuantizeLinear", "Mul"):
-        node = value.producer() if value is not None else None
-        if node is None or node.op_type != op_type:
-            return None
-        value, factors = node.inputs[0], node.inputs[1]
-    known = by_name.get(str(factors.name)) if factors is not None else None
-    return None if known is None or known.const_value is None else known.const_value.numpy().astype(np.float32)
-
-
-def _views(stored: _Stored, array: Array) -> Iterator[tuple[Array, Array | None]]:
+def _views(stored: Stored, array: Array) -> Iterator[tuple[Array, Array | None]]:
     """The constant in the shape of a parameter: as it is, and transposed."""
     if stored.values.shape == array.shape:
         yield stored.values, stored.step
@@ -261,15 +120,15 @@ def _views(stored: _Stored, array: Array) -> Iterator[tuple[Array, Array | None]
         yield stored.values.T, None if stored.step is None else stored.step.T
 
 
-def _same_shape(stored: _Stored, array: Array) -> bool:
+def _same_shape(stored: Stored, array: Array) -> bool:
     return next(_views(stored, array), None) is not None
 
 
-def _agrees(stored: _Stored, array: Array) -> bool:
+def _agrees(stored: Stored, array: Array) -> bool:
     return any(_is_like(stored, values, step, array) for values, step in _views(stored, array))
 
 
-def _is_like(stored: _Stored, values: Array, step: Array | None, array: Array) -> bool:
+def _is_like(stored: Stored, values: Array, step: Array | None, array: Array) -> bool:
     stride = max(1, array.size // _SAMPLE)
     sample = array.reshape(-1)[::stride]
     found = np.asarray(values).reshape(-1)[::stride] if values.flags.c_contiguous else values.flat[::stride]
@@ -277,13 +136,13 @@ def _is_like(stored: _Stored, values: Array, step: Array | None, array: Array) -
     return _within(stored, found, steps, sample) and _within(stored, values, step, array)
 
 
-def _within(stored: _Stored, values: Array, step: Array | None, array: Array) -> bool:
+def _within(stored: Stored, values: Array, step: Array | None, array: Array) -> bool:
     return not _wrong(stored, values, step, array).any()
 
 
-def _wrong(stored: _Stored, values: Array, step: Array | None, array: Array) -> Array:
+def _wrong(stored: Stored, values: Array, step: Array | None, array: Array) -> Array:
     """Where numbers are off by more than their rounding."""
-    one = _Stored(stored.name, values, stored.dtype, step)
+    one = Stored(stored.name, values, stored.dtype, step)
     with np.errstate(invalid="ignore", over="ignore"):
         error = np.abs(values.astype(np.float32) - array)
         return np.asarray(~(error <= one.bound(array)))
@@ -316,12 +175,12 @@ def _within_merged(match: _Match, _name: str, array: Array) -> bool:
     return False
 
 
-def _held_at(stored: _Stored, array: Array) -> slice | None:
+def _held_at(stored: Stored, array: Array) -> slice | None:
     """The columns of a constant that hold a parameter, beside others."""
     return next((place for each in _lying(stored, array) if (place := _columns_of(stored, each)) is not None), None)
 
 
-def _lying(stored: _Stored, array: Array) -> list[Array]:
+def _lying(stored: Stored, array: Array) -> list[Array]:
     """A parameter as it may stand beside others: what was rounded may have been transposed before."""
     ways = [array] if array.ndim < 2 or stored.step is None else [array, array.T]
     values = stored.values
@@ -329,7 +188,7 @@ def _lying(stored: _Stored, array: Array) -> list[Array]:
             and values.shape[-1] > each.shape[-1]]  # fmt: skip
 
 
-def _columns_of(stored: _Stored, array: Array) -> slice | None:
+def _columns_of(stored: Stored, array: Array) -> slice | None:
     values, step, width = stored.values, stored.step, array.shape[-1]
     row, others = array.reshape(-1, width)[0], values.reshape(-1, values.shape[-1])[0]
     peak = int(np.abs(row).argmax())  # where it would have to stand tells most places apart
@@ -344,7 +203,7 @@ def _columns_of(stored: _Stored, array: Array) -> slice | None:
     )  # fmt: skip
 
 
-def _gaps(stored: _Stored, array: Array) -> Iterator[tuple[Array, Array | None]]:
+def _gaps(stored: Stored, array: Array) -> Iterator[tuple[Array, Array | None]]:
     """What stands where a parameter should: beside others that were found, with room for it, or where none was."""
     open_to_all = stored.taken or (stored.step is not None and not stored.explained)
     for each in _lying(stored, array) if open_to_all else ():
@@ -372,7 +231,7 @@ def _explain_missing(match: _Match, name: str, array: Array) -> None:
     match.changed.append(_difference(name, nearest, values, step, array))
 
 
-def _difference(name: str, stored: _Stored, values: Array, step: Array | None, array: Array) -> str:
+def _difference(name: str, stored: Stored, values: Array, step: Array | None, array: Array) -> str:
     wrong = _wrong(stored, values, step, array)
     with np.errstate(invalid="ignore"):
         largest = float(np.nanmax(np.abs(values.astype(np.float64) - array)))

@@ -10,6 +10,7 @@ from typing import Any
 
 from adakron_export.artifacts.adapters import adapter_folder, read_record
 from adakron_export.artifacts.artifact import Artifact, opened_with
+from adakron_export.artifacts.generation_settings import read_settings
 from adakron_export.data import predictions
 from adakron_export.data.image_input import image_reader
 from adakron_export.data.predictions import Classes
@@ -21,7 +22,7 @@ from adakron_export.subjects.opening import open_artifact_on
 from adakron_export.subjects.space import labels_of, read_config
 from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import Encoded, Text, TextEncoder, padding_id
-from adakron_export.verbs.writing import TextWriter, read_settings
+from adakron_export.verbs.writing import TextWriter
 
 _log = logging.getLogger(__name__)
 

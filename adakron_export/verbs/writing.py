@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from adakron_export.errors import ArtifactError
+from adakron_export.artifacts.generation_settings import GENERATION, in_effect, read_settings
 from adakron_export.extras import require
-from adakron_export.files.records import read_object
 from adakron_export.runtimes.base import ArtifactRunner
 from adakron_export.runtimes.batching import Outputs
 from adakron_export.runtimes.decoding import decoder_of, keeps_cache
@@ -24,12 +23,12 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 _NEW_TOKENS = 50
-# What `generate` would do beside taking the likeliest token, and the value with which it does not.
-_OTHER_GENERATION = {
-    "num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0, "bad_words_ids": None, "min_length": 0,
-    "min_new_tokens": 0, "forced_bos_token_id": None, "forced_eos_token_id": None, "suppress_tokens": None,
-    "begin_suppress_tokens": None, "sequence_bias": None, "guidance_scale": None,
-}  # fmt: skip
+# Settings by which the likeliest token is not always the next one.
+_OTHER_WAYS = (
+    "num_beams", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens",
+    "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
+    "guidance_scale",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +58,7 @@ class TextWriter:
         on_text: Callable[[int, str], None] | None,
     ) -> list[Any]:  # fmt: skip
         """The likeliest token, one after the other; or as ``generation_config.json`` and ``num_beams`` say."""
-        settings = read_settings(self.folder / "generation_config.json")
+        settings = read_settings(self.folder / GENERATION)
         if settings.get("do_sample"):
             _log.info("the model's generation settings ask for sampling; predict takes the likeliest token")
         ends = settings.get("eos_token_id", self.config.get("eos_token_id"))
@@ -70,7 +69,7 @@ class TextWriter:
         )
         ways = {**settings, **({} if num_beams is None else {"num_beams": num_beams})}
         encoded = self.encoder.encode(texts)
-        if any(ways.get(name) not in (None, plain) for name, plain in _OTHER_GENERATION.items()):
+        if in_effect(ways, _OTHER_WAYS):
             written = self._generated(encoded, writing, num_beams, on_text)
         elif not keeps_cache(self.runner):
             written = [self._written_anew(each, writing) for each in encoded]
@@ -121,10 +120,14 @@ class TextWriter:
 
         beams = {} if num_beams is None else {"num_beams": num_beams}
         names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
+        models: dict[str | None, OnnxModel] = {}
         for part in self._parts(len(encoded), names, self.batch_size):
-            model = OnnxModel.of_runner(self._runner_of(names, part[0]), self.folder)
+            name = None if names is None else names[part[0]]
+            if name not in models:
+                runner = self.runner if name is None else cast("BankRunner", self.runner).adapter(name)
+                models[name] = OnnxModel.of_runner(runner, self.folder)
             ids, mask = padded([encoded[row].ids for row in part], self.runner.pad_id)
-            found = model.generate(
+            found = models[name].generate(
                 torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=writing.count,
                 do_sample=False, num_return_sequences=1, pad_token_id=self.runner.pad_id, **beams,
             )  # fmt: skip
@@ -146,9 +149,6 @@ class TextWriter:
                 parts.append([row])
         return parts
 
-    def _runner_of(self, names: Sequence[str] | None, row: int) -> ArtifactRunner:
-        return self.runner if names is None else cast("BankRunner", self.runner).adapter(names[row])
-
 
 class _Told:
     """Tells what was written, piece by piece; half a character waits for its other half."""
@@ -162,17 +162,3 @@ class _Told:
         if len(text) > self._told and (last or not text.endswith("\ufffd")):
             self._tell(text[self._told :])
             self._told = len(text)
-
-
-def read_settings(file: Path) -> dict[str, Any]:
-    """A file of settings beside an artifact; empty where there is none.
-
-    Raises:
-        ArtifactError: The file cannot be read.
-    """
-    if not file.is_file():
-        return {}
-    try:
-        return read_object(file)
-    except ValueError as error:
-        raise ArtifactError(f"{file}: not readable ({error})") from error

@@ -36,7 +36,7 @@ from adakron_export.artifacts.genai import write_genai_config
 from adakron_export.backbones.table import BACKBONES
 from adakron_export.checkpoints.kinds import base_of
 from adakron_export.checkpoints.task_model import TaskModel
-from adakron_export.errors import RunnerError
+from adakron_export.errors import ArtifactError, RunnerError
 from adakron_export.graph.dtypes import dtype_named
 from adakron_export.quantities import timed_text
 from adakron_export.runtimes.decoding import decoder_of, inputs_of
@@ -202,6 +202,7 @@ def test_onnxruntime_genai_is_told_what_it_needs(made, spoken):
         ({"num_beams": 4, "top_k": 5, "length_penalty": 0.9}, {}, {"num_beams": 4, "top_k": 5, "length_penalty": 0.9}),
         ({"eos_token_id": [3, 5]}, {}, {"do_sample": False}),
         ({"no_repeat_ngram_size": 2}, {}, "onnxruntime-genai has no no_repeat_ngram_size"),
+        ({"min_new_tokens": 0, "max_new_tokens": 9}, {}, {"max_length": 40}),
         ({"early_stopping": "never"}, {}, "no early_stopping 'never'"),
         ({}, {"eos_token_id": None}, "no eos_token_id"),
         ({}, {"max_position_embeddings": None}, "no max_position_embeddings"),
@@ -221,6 +222,10 @@ def test_onnxruntime_genai_writes_as_it_is_told_or_not_at_all(made, settings, co
         found = json.loads((tmp_path / "genai_config.json").read_text())
         assert expected.items() <= found["search"].items()
         assert found["model"]["eos_token_id"] == settings.get("eos_token_id", 3)
+        assert ("max_new_tokens" in caplog.text) == ("max_new_tokens" in settings)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ArtifactError, match=r"generation_config.json: not readable"):
+        write_genai_config(tmp_path, result.artifact.manifest)
 
 
 def test_inputs_outputs_and_axes_are_named_as_optimum_does(made):

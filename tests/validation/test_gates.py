@@ -15,7 +15,8 @@ from adakron_export.artifacts.onnx_file import write_model
 from adakron_export.errors import ArtifactError
 from adakron_export.subjects.opened import parameters_of
 from adakron_export.subjects.opening import open_subject
-from adakron_export.validation.weights import compare_weights, graph_dtype
+from adakron_export.validation.stored import graph_dtype
+from adakron_export.validation.weights import compare_weights
 from conftest import DEMO
 from tiny import save_checkpoint
 

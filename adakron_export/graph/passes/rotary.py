@@ -101,9 +101,9 @@ def _is_slice(value: ir.Value | None, source: ir.Value, start: int, end: int) ->
     node = made_by(value, "Slice")
     if node is None or node.inputs[0] is not source or len(node.inputs) < 4:
         return False
-    first, last, axis, step = (*(number_of(each) for each in node.inputs[1:]), 1)[:4]
+    first, last, axis, *step = (number_of(each) for each in node.inputs[1:])
     whole = last is not None and (last == end or last > end == source.shape[3])  # type: ignore[index]
-    return first == start and whole and axis in (3, -1) and step == 1
+    return first == start and whole and axis in (3, -1) and step in ([], [1])
 
 
 def _rewrite(graph: ir.Graph, match: _Match, halves: dict[ir.Value, ir.Value]) -> None:
@@ -113,15 +113,16 @@ def _rewrite(graph: ir.Graph, match: _Match, halves: dict[ir.Value, ir.Value]) -
         replace_node(graph, match.add, [ir.node("RotaryEmbedding", [match.source, *angles])])
         return
     heads, width = (int(size) for size in split.shape[2:])  # type: ignore[arg-type]
-    whole = ir.node("Reshape", [split, _shape(graph, "heads_joined", 0, 0, heads * width)])
-    source = joined(match.source)
-    source = whole.outputs[0] if source is None else source
+    source, before = joined(match.source), list[ir.Node]()
+    if source is None:
+        before = [ir.node("Reshape", [split, _shape(graph, "heads_joined", 0, 0, heads * width)])]
+        source = before[0].outputs[0]
     turned = ir.node("RotaryEmbedding", [source, *angles], {"num_heads": heads})
-    for node in (whole, turned):
+    for node in (*before, turned):
         node.outputs[0].type, node.outputs[0].shape = split.type, ir.Shape([*split.shape[:2], heads * width])
     back = ir.node("Reshape", [turned.outputs[0], _shape(graph, "heads_apart", 0, 0, heads, width)])
     back.outputs[0].type, back.outputs[0].shape = split.type, split.shape
-    replace_node(graph, match.add, [whole, turned, back, ir.node("Transpose", back.outputs, {"perm": TO_HEADS})])
+    replace_node(graph, match.add, [*before, turned, back, ir.node("Transpose", back.outputs, {"perm": TO_HEADS})])
 
 
 def _before_heads(value: ir.Value) -> ir.Value | None:
