@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 Size = Annotated[int, msgspec.Meta(gt=0, le=2**24)]
 VALIDATED_LENGTH = 2048  # decoders name 100,000 positions and more, which no CPU can run in a minute
-VALIDATED_LOGITS = 2**27  # of a batch of two texts: each side holds 0.5 GB of them
+VALIDATED_LOGITS = 2**25  # of a batch of two texts: 0.3 GB a copy in fp64, of which a comparison makes several
 
 
 @dataclass(frozen=True, slots=True)
