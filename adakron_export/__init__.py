@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from adakron_export.runtimes.bank import BankRunner
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.batching import run_texts
+    from adakron_export.serving.settings import ServeSettings
     from adakron_export.subjects.opening import open_bank, open_runner
     from adakron_export.subjects.subject import Subject
     from adakron_export.subjects.transformers_model import OnnxModel
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from adakron_export.verbs.onnx import ExportResult, export_onnx
     from adakron_export.verbs.predict import predict
     from adakron_export.verbs.publish import push_to_hub
+    from adakron_export.verbs.serve import serve, write_serve_config
     from adakron_export.verbs.settings import BankSettings, ExportSettings, MakingSettings
     from adakron_export.verbs.tensorrt import EngineResult, export_engine
     from adakron_export.verbs.train import TrainingResult, train
@@ -78,6 +80,7 @@ _HOMES = {
     "ParityReport": "validation.parity",
     "Recipe": "training.recipe",
     "Runner": "runtimes.base",
+    "ServeSettings": "serving.settings",
     "Subject": "subjects.subject",
     "TextSettings": "data.settings",
     "Timing": "timing.settings",
@@ -102,10 +105,12 @@ _HOMES = {
     "remove_from_bank": "verbs.bank",
     "rescale_adapter_scale": "adapter.tuner",
     "run_texts": "runtimes.batching",
+    "serve": "verbs.serve",
     "train": "verbs.train",
     "tune": "verbs.tune",
     "validate": "verbs.validate",
     "validate_bank": "verbs.bank_proof",
+    "write_serve_config": "verbs.serve",
 }
 
 __all__ = [
@@ -132,6 +137,7 @@ __all__ = [
     "ParityReport",
     "Recipe",
     "Runner",
+    "ServeSettings",
     "Subject",
     "TextSettings",
     "Timing",
@@ -157,10 +163,12 @@ __all__ = [
     "remove_from_bank",
     "rescale_adapter_scale",
     "run_texts",
+    "serve",
     "train",
     "tune",
     "validate",
     "validate_bank",
+    "write_serve_config",
 ]
 
 

@@ -37,6 +37,7 @@ _EXTRA_OF = {
     "onnxruntime": "cpu' or 'adakron-export[gpu",
     "openvino": "openvino",
     "PIL": "images",
+    **dict.fromkeys(("ray", "starlette", "prometheus_client"), "serve"),
 }  # fmt: skip
 
 

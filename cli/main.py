@@ -24,6 +24,7 @@ from .doctor import doctor
 from .inspect import inspect
 from .onnx import onnx
 from .predict import predict
+from .serve import serve
 from .sign import sign, verify
 from .tensorrt import tensorrt
 from .train import train
@@ -100,6 +101,7 @@ COMMANDS = (
     inspect,
     onnx,
     predict,
+    serve,
     sign,
     tensorrt,
     train,

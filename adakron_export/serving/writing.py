@@ -63,18 +63,19 @@ class TextWriter:
             _log.info("the model's generation settings ask for sampling; predict takes the likeliest token")
         ends = settings.get("eos_token_id", self.config.get("eos_token_id"))
         writing = Writing(
-            count=max_new_tokens or settings.get("max_new_tokens") or _NEW_TOKENS,
+            count=max_new_tokens or new_tokens_of(self.folder),
             ends={ends} if isinstance(ends, int) else {*(ends or ())},
             limit=self.encoder.max_length,
         )
         ways = {**settings, **({} if num_beams is None else {"num_beams": num_beams})}
         encoded = self.encoder.encode(texts)
+        size = 1 if on_text or self._is_tight(encoded, writing) else self.batch_size
         if in_effect(ways, _OTHER_WAYS):
-            written = self._generated(encoded, writing, num_beams, on_text)
+            written = self._generated(encoded, writing, num_beams, on_text, size)
         elif not keeps_cache(self.runner):
             written = [self._written_anew(each, writing) for each in encoded]
         else:
-            written = self._greedy(encoded, writing, on_text)
+            written = self._greedy(encoded, writing, on_text, size)
         return [
             {"generated_text": str(text) + self._continued(each.ids, tokens)}
             for text, each, tokens in zip(texts, encoded, written, strict=True)
@@ -93,11 +94,15 @@ class TextWriter:
                 break
         return ids[len(encoded.ids) :]
 
+    def _is_tight(self, encoded: Sequence[Encoded], writing: Writing) -> bool:
+        """Whether a long prompt beside a short one would leave that one less room than it has by itself."""
+        longest = max(len(each.ids) for each in encoded)
+        return writing.limit is not None and longest + writing.count > writing.limit
+
     def _greedy(
-        self, encoded: Sequence[Encoded], writing: Writing, on_text: Callable[[int, str], None] | None
+        self, encoded: Sequence[Encoded], writing: Writing, on_text: Callable[[int, str], None] | None, size: int
     ) -> list[list[int]]:  # fmt: skip
         names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
-        size = 1 if on_text else self.batch_size
         for start in range(0, len(encoded), size):
             part = range(start, min(start + size, len(encoded)))
             prompts = [encoded[row].ids for row in part]
@@ -112,7 +117,7 @@ class TextWriter:
 
     def _generated(
         self, encoded: Sequence[Encoded], writing: Writing, num_beams: int | None,
-        on_text: Callable[[int, str], None] | None,
+        on_text: Callable[[int, str], None] | None, size: int,
     ) -> list[list[int]]:  # fmt: skip
         """What transformers' `generate` writes; each text is told when it is whole."""
         torch = require("torch", extra="export")
@@ -121,7 +126,7 @@ class TextWriter:
         beams = {} if num_beams is None else {"num_beams": num_beams}
         names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
         models: dict[str | None, OnnxModel] = {}
-        for part in self._parts(len(encoded), names, self.batch_size):
+        for part in self._parts(len(encoded), names, size):
             name = None if names is None else names[part[0]]
             if name not in models:
                 runner = self.runner if name is None else cast("BankRunner", self.runner).adapter(name)
@@ -148,6 +153,11 @@ class TextWriter:
             else:
                 parts.append([row])
         return parts
+
+
+def new_tokens_of(folder: Path) -> int:
+    """How much a model writes where nobody says it."""
+    return int(read_settings(folder / GENERATION).get("max_new_tokens") or _NEW_TOKENS)
 
 
 class _Told:

@@ -33,6 +33,7 @@ class Encoded:
         words: The word of each token; ``None`` where it is of none.
         parts: Number of the text that each token is of; ``None`` for special tokens.
         source: The text that it is of, among those that were encoded.
+        cut: Whether the end of the text is missing, which was longer than the model takes.
     """
 
     ids: list[int]
@@ -41,6 +42,7 @@ class Encoded:
     words: list[int | None] = field(default_factory=list)
     parts: list[int | None] = field(default_factory=list)
     source: int = 0
+    cut: bool = False
 
 
 class TextEncoder:
@@ -139,13 +141,20 @@ class TextEncoder:
                     f"text {source + 1} leaves no room for its second text within {self.max_length} tokens ({error})"
                 ) from error
             windows = [whole, *(whole.overflowing if stride is not None else ())]
-            found += [self._encoded(window, source) for window in windows]
+            cut = stride is None and bool(whole.overflowing)
+            found += [self._encoded(window, source, cut=cut) for window in windows]
         return found
 
-    def _encoded(self, window: Any, source: int) -> Encoded:
+    def _encoded(self, window: Any, source: int, *, cut: bool) -> Encoded:
         types = list(window.type_ids) if self._types else [0] * len(window.ids)
         return Encoded(
-            list(window.ids), types, list(window.offsets), list(window.word_ids), list(window.sequence_ids), source
+            list(window.ids),
+            types,
+            list(window.offsets),
+            list(window.word_ids),
+            list(window.sequence_ids),
+            source,
+            cut,
         )
 
     def _encode_slowly(self, text: Text, source: int) -> Encoded:
@@ -153,7 +162,8 @@ class TextEncoder:
         parts = text if isinstance(text, tuple) else (text,)
         found = self._slow(*parts, **limit)
         ids = found["input_ids"]
-        return Encoded(ids, found.get("token_type_ids") or [0] * len(ids), source=source)
+        cut = len(ids) >= self.max_length and len(self._slow(*parts, verbose=False)["input_ids"]) > len(ids)
+        return Encoded(ids, found.get("token_type_ids") or [0] * len(ids), source=source, cut=cut)
 
 
 def _is_length(limit: Any) -> bool:

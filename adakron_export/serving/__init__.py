@@ -1,0 +1,1 @@
+"""Artifacts behind a port, over many files, and in Triton: Ray and Triton are the engines."""

@@ -1,0 +1,120 @@
+"""Ray Serve on this machine alone: started, told when to stop, and emptied before it ends."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from adakron_export.errors import RunnerError, told_as
+from adakron_export.extras import require
+from adakron_export.serving.settings import ServeSettings
+
+_log = logging.getLogger(__name__)
+
+_START_S, _STOP_S = 60, 60
+_STORE = 80 * 2**20  # bytes of Ray's object store: what is served passes it by
+_SURROUNDINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # a replica sees the GPU that its device names
+    # A busy machine takes longer than the 5 s after which Ray kills its own proxy, again and again.
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+
+
+@contextmanager
+def serving(
+    models: Mapping[str, Path], settings: ServeSettings, *, host: str, port: int, api_key: str | None = None
+) -> Iterator[str]:
+    """Serve models while the block runs; afterwards nothing more is taken, and what is under way is answered.
+
+    Args:
+        models: Artifacts by name.
+        settings: How they are served.
+        host: Where the server listens.
+        port: On which port.
+        api_key: What callers must show.
+
+    Yields:
+        The server's address.
+
+    Raises:
+        RunnerError: The server does not start.
+        MissingPackageError: Ray is not installed.
+    """
+    for name, value in _SURROUNDINGS.items():
+        os.environ.setdefault(name, value)
+    ray, serve = require("ray", extra="serve"), require("ray.serve", extra="serve")
+    from adakron_export.serving import application
+
+    os.environ.pop(application.KEY, None)
+    if api_key is not None:
+        os.environ[application.KEY] = api_key  # Ray's processes inherit it; nothing writes it down
+    bound = application.build(application.arguments(models, settings))
+    _log.info("start Ray on this machine")
+    with told_as(RunnerError, "Ray does not start"):
+        ray.init(
+            num_cpus=max(os.cpu_count() or 1, settings.replicas * (settings.threads or 1)), include_dashboard=False,
+            _node_ip_address="127.0.0.1", object_store_memory=_STORE, log_to_driver=False, logging_level="error",
+        )  # fmt: skip
+    try:
+        _log.info("open the models in %s replica(s)", settings.replicas)
+        logs = {"log_level": "ERROR", "enable_access_log": False}
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
+        with told_as(RunnerError, "the server does not start"):
+            serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+            handle = serve.run(bound, name=application.APPLICATION, route_prefix="/", logging_config=logs)
+            handle.check.remote().result(timeout_s=_START_S)
+        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+        _log.info("answer what is under way")
+        with _bounded(settings.timeout_s + _STOP_S):
+            _drained(handle, settings.timeout_s)
+    finally:
+        with _bounded(_STOP_S):
+            serve.shutdown()
+            ray.shutdown()
+
+
+def wait_for_signal() -> str:
+    """Wait until the process is told to stop; the signal's name."""
+    told: list[int] = []
+    stop = threading.Event()
+
+    def note(number: int, _frame: Any) -> None:
+        told.append(number)
+        stop.set()
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stop.wait()
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    return signal.Signals(told[0]).name
+
+
+@contextmanager
+def _bounded(seconds: float) -> Iterator[None]:
+    """End the process where the block takes longer: Ray waits for ever for a part of it that was killed."""
+    timer = threading.Timer(seconds, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _drained(handle: Any, seconds: float) -> None:
+    try:
+        handle.drain.remote().result(timeout_s=seconds)
+    except TimeoutError:
+        _log.warning("some requests were not answered within %g s", seconds)
+    except Exception as error:  # Ray's, where parts of it were stopped before
+        _log.warning("what was under way may be lost: Ray was stopped too (%s)", type(error).__name__)

@@ -1,0 +1,130 @@
+"""Serves artifacts behind a port of this machine, or says how a cluster is to serve them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+from adakron_export.artifacts.artifact import Artifact, opened_with
+from adakron_export.errors import RunnerError
+from adakron_export.extras import require
+from adakron_export.files.staging import check_writable, write_text
+from adakron_export.runtimes.table import runtime_on
+from adakron_export.serving.predictor import Predictor
+from adakron_export.serving.settings import ServeSettings
+
+
+def serve(
+    artifacts: Mapping[str, str | Path],
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    api_key: str | None = None,
+    settings: ServeSettings | None = None,
+    on_ready: Callable[[str], Any] | None = None,
+) -> str:
+    """Serve artifacts until the process is told to stop; then nothing more is taken, and what is under way answered.
+
+    Args:
+        artifacts: Exported folders by the names that callers know them by.
+        host: Where the server listens; only this machine by default.
+        port: On which port.
+        api_key: What callers must show, as ``Authorization: Bearer KEY``. Without, adapters cannot be changed.
+        settings: The limits of a request, how much waits, and on what it runs.
+        on_ready: Called with the server's address.
+
+    Returns:
+        The name of the signal that ended it.
+
+    Raises:
+        ArtifactError: An artifact is damaged, or has no tokenizer.
+        RunnerError: The device is not available, the port is taken, or the server does not start.
+        MissingPackageError: Ray is not installed.
+    """
+    settings = settings or ServeSettings()
+    require("ray", extra="serve")
+    models = checked_models(artifacts, settings)
+    check_port(host, port)
+    from adakron_export.serving.local import serving, wait_for_signal
+
+    with serving(models, settings, host=host, port=port, api_key=api_key) as address:
+        if on_ready is not None:
+            on_ready(address)
+        return wait_for_signal()
+
+
+def write_serve_config(
+    artifacts: Mapping[str, str | Path], file: str | Path, *, host: str = "0.0.0.0", port: int = 8000,
+    settings: ServeSettings | None = None,
+) -> Path:  # fmt: skip
+    """Write a config file for ``serve run`` and KubeRay; an API key comes by ``ADAKRON_API_KEY`` on the cluster.
+
+    Args:
+        artifacts: Exported folders by name; every node must find them at the same place.
+        file: Where to.
+        host: Where the proxies listen.
+        port: On which port.
+        settings: As for `serve`.
+
+    Returns:
+        The file.
+
+    Raises:
+        ArtifactError: An artifact is damaged, or has no tokenizer.
+        MissingPackageError: Ray is not installed.
+    """
+    settings = settings or ServeSettings()
+    yaml = require("yaml", extra="serve")
+    path = Path(file)
+    check_writable(path)
+    from adakron_export.serving.application import config
+
+    models = checked_models(artifacts, settings)
+    write_text(path, yaml.safe_dump(config(models, settings, host=host, port=port), sort_keys=False))
+    return path
+
+
+def checked_models(artifacts: Mapping[str, str | Path], settings: ServeSettings) -> dict[str, Path]:
+    """The folders, where each can be served."""
+    runtime_on(settings.device)
+    if settings.adapter_root is not None and not Path(settings.adapter_root).is_dir():
+        raise RunnerError(
+            f"{settings.adapter_root} is no folder; adapter_root is the one that adapters are added from"
+        )
+    models = {}
+    for name, path in artifacts.items():
+        if not name or "/" in name:
+            raise RunnerError(f"{name!r} cannot be the name of a model; it stands in addresses")
+        models[name] = opened_with(path, _checked)
+    return models
+
+
+def _checked(artifact: Artifact) -> Path:
+    return Predictor(artifact).artifact.folder.resolve()
+
+
+def check_port(host: str, port: int) -> None:
+    """Raise unless a server can listen there."""
+    import socket
+
+    try:
+        with socket.create_server((host, port), family=_family(host)):
+            pass
+    except OSError as error:
+        raise RunnerError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port") from error
+
+
+def _family(host: str) -> Any:
+    import socket
+
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches it."""
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
