@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adakron_export.runtimes.bank import BankRunner
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.batching import run_texts
-    from adakron_export.serving.settings import ServeSettings
+    from adakron_export.serving.settings import BulkSettings, ServeSettings
     from adakron_export.subjects.opening import open_bank, open_runner
     from adakron_export.subjects.subject import Subject
     from adakron_export.subjects.transformers_model import OnnxModel
@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from adakron_export.verbs.inspect import inspect
     from adakron_export.verbs.onnx import ExportResult, export_onnx
     from adakron_export.verbs.predict import predict
+    from adakron_export.verbs.predict_files import predict_files
     from adakron_export.verbs.publish import push_to_hub
     from adakron_export.verbs.serve import serve, write_serve_config
     from adakron_export.verbs.settings import BankSettings, ExportSettings, MakingSettings
@@ -67,6 +68,7 @@ _HOMES = {
     "BankSettings": "verbs.settings",
     "Batches": "validation.limits",
     "BenchReport": "verbs.bench",
+    "BulkSettings": "serving.settings",
     "EngineOptions": "engines.settings",
     "EngineResult": "verbs.tensorrt",
     "EngineShapes": "artifacts.shapes",
@@ -101,6 +103,7 @@ _HOMES = {
     "open_bank": "subjects.opening",
     "open_runner": "subjects.opening",
     "predict": "verbs.predict",
+    "predict_files": "verbs.predict_files",
     "push_to_hub": "verbs.publish",
     "remove_from_bank": "verbs.bank",
     "rescale_adapter_scale": "adapter.tuner",
@@ -124,6 +127,7 @@ __all__ = [
     "BankSettings",
     "Batches",
     "BenchReport",
+    "BulkSettings",
     "EngineOptions",
     "EngineResult",
     "EngineShapes",
@@ -159,6 +163,7 @@ __all__ = [
     "open_bank",
     "open_runner",
     "predict",
+    "predict_files",
     "push_to_hub",
     "remove_from_bank",
     "rescale_adapter_scale",

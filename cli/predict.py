@@ -13,12 +13,14 @@ from adakron_export.data.settings import TextSettings
 from adakron_export.errors import AdaKronError
 from adakron_export.reporting.terminal import one_line, printable
 from adakron_export.runtimes.table import RUNTIMES
+from adakron_export.serving.settings import BulkSettings
 from adakron_export.subjects.subject import Subject
 
 from . import options
 from .console import echo
 
 _SHOWN_NUMBERS = 6
+_OF_RAY = ("address", "workers", "threads", "rows_per_file")
 _OF_TABLES = ("text_column", "pair_column", "header", "delimiter")
 
 
@@ -31,11 +33,12 @@ _OF_TABLES = ("text_column", "pair_column", "header", "delimiter")
     "--input",
     "input_file",
     metavar="FILE",
-    help="Text, CSV, TSV, JSON or Parquet; - reads lines. Of images: a path a line.",
+    help="Text, CSV, TSV, JSON or Parquet; - reads lines. Of images: a path a line. With --ray a file, a folder or a "
+    "pattern of CSV, TSV, JSON lines and Parquet.",
 )
 @options.of(TextSettings, *_OF_TABLES)
 @click.option(
-    "-o", "--output", type=click.Path(dir_okay=False), help="File to write JSON lines to, instead of printing."
+    "-o", "--output", type=click.Path(), help="File to write JSON lines to, instead of printing; with --ray a folder."
 )
 @click.option("--batch-size", default=16, show_default=True, help="Largest number of texts that run together.")
 @click.option("--top-k", type=int, metavar="N", help="Number of classes or tokens to give.")
@@ -44,24 +47,30 @@ _OF_TABLES = ("text_column", "pair_column", "header", "delimiter")
 @click.option("--adapter", metavar="NAME", help="Adapter of a bank that answers.")
 @click.option("--adapter-column", metavar="NAME", help="Column of --input that names the adapter of each text.")
 @options.of(Subject, "skip_damaged")
+@click.option("--ray", is_flag=True, help="Answer files that do not fit into memory, on many processes or machines.")
+@options.of(BulkSettings, *_OF_RAY)
 @click.option("--device", type=click.Choice([*RUNTIMES]), default="cpu", show_default=True, help="Device to run on.")
 @options.signed
 @options.as_json
 def predict(
     artifact: str, texts: tuple[str, ...], pairs: tuple[str, ...], images: tuple[str, ...], input_file: str | None,
-    output: str | None, *, as_json: bool, adapter_column: str | None, **settings: Any,
+    output: str | None, *, as_json: bool, adapter_column: str | None, ray: bool, **settings: Any,
 ) -> None:  # fmt: skip
     """Run ARTIFACT on texts, or on images.
 
     A question is answered from its context: --question "Who was it?" --context "It was Anna."
     """
     from adakron_export.artifacts.artifact import check_artifact
-    from adakron_export.files.staging import check_writable, write_text
+    from adakron_export.files.staging import write_text
 
     check_artifact(artifact)
-    if output:
-        check_writable(Path(output))
     tables = options.take(TextSettings, settings, *_OF_TABLES)
+    of_ray = {name: value for name in _OF_RAY if (value := settings.pop(name)) is not None}
+    if ray:
+        _check_ray(input_file, output, texts or pairs or images or as_json or settings.pop("skip_damaged"))
+        _with_ray(artifact, str(input_file), str(output), adapter_column, tables, {**settings, **of_ray})
+        return
+    _check_alone(of_ray, output)
     said = [*_said(texts, pairs), *map(Path, images)]
     inputs, settings["adapter"] = _inputs(said, input_file, tables, adapter_column, settings["adapter"])
     from adakron_export import predict as run
@@ -89,6 +98,36 @@ def predict(
             echo(one_line(given if isinstance(given, str) else " | ".join(given)))
             for line in _lines(row["result"]):
                 echo(f"    {line}")
+
+
+def _check_ray(input_file: str | None, output: str | None, other: Any) -> None:
+    if other or input_file in (None, "-") or output is None:
+        raise AdaKronError("--ray reads the files of --input and writes into the folder --output, and nothing else")
+
+
+def _check_alone(of_ray: dict[str, Any], output: str | None) -> None:
+    from adakron_export.files.staging import check_writable
+
+    if of_ray:
+        raise AdaKronError(f"--{next(iter(of_ray)).replace('_', '-')} is for --ray")
+    if output is not None:
+        if Path(output).is_dir():
+            raise AdaKronError(f"{output} is a folder; --output names a file, or with --ray a folder")
+        check_writable(Path(output))
+
+
+def _with_ray(
+    artifact: str, source: str, output: str, adapter_column: str | None, tables: TextSettings, settings: dict[str, Any]
+) -> None:  # fmt: skip
+    from adakron_export import predict_files
+    from adakron_export.serving.settings import Options
+
+    asked = Options(**{name: settings.pop(name) for name in ("top_k", "max_new_tokens", "num_beams")})
+    bulk = BulkSettings(text=tables, options=asked, adapter_column=adapter_column, **settings)
+    result = predict_files(artifact, source, output, settings=bulk)
+    echo(f"wrote {result.rows} rows in {result.files} files to {output} in {result.seconds:.1f} s")
+    if result.failed:
+        raise AdaKronError(f"{len(result.failed)} output files were not written; the first: {result.failed[0]}")
 
 
 def _writes(artifact: str) -> bool:

@@ -48,36 +48,59 @@ def serving(
         RunnerError: The server does not start.
         MissingPackageError: Ray is not installed.
     """
-    for name, value in _SURROUNDINGS.items():
-        os.environ.setdefault(name, value)
-    ray, serve = require("ray", extra="serve"), require("ray.serve", extra="serve")
     from adakron_export.serving import application
 
     os.environ.pop(application.KEY, None)
     if api_key is not None:
         os.environ[application.KEY] = api_key  # Ray's processes inherit it; nothing writes it down
     bound = application.build(application.arguments(models, settings))
-    _log.info("start Ray on this machine")
-    with told_as(RunnerError, "Ray does not start"):
-        ray.init(
-            num_cpus=max(os.cpu_count() or 1, settings.replicas * (settings.threads or 1)), include_dashboard=False,
-            _node_ip_address="127.0.0.1", object_store_memory=_STORE, log_to_driver=False, logging_level="error",
-        )  # fmt: skip
-    try:
-        _log.info("open the models in %s replica(s)", settings.replicas)
-        logs = {"log_level": "ERROR", "enable_access_log": False}
+    cpus = max(os.cpu_count() or 1, settings.replicas * (settings.threads or 1))
+    with ray_here(None, cpus):
+        serve = require("ray.serve", extra="serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        with told_as(RunnerError, "the server does not start"):
-            serve.start(http_options={"host": host, "port": port}, logging_config=logs)
-            handle = serve.run(bound, name=application.APPLICATION, route_prefix="/", logging_config=logs)
-            handle.check.remote().result(timeout_s=_START_S)
-        yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        _log.info("answer what is under way")
-        with _bounded(settings.timeout_s + _STOP_S):
-            _drained(handle, settings.timeout_s)
+        logs = {"log_level": "ERROR", "enable_access_log": False}
+        _log.info("open the models in %s replica(s)", settings.replicas)
+        try:
+            with told_as(RunnerError, "the server does not start"):
+                serve.start(http_options={"host": host, "port": port}, logging_config=logs)
+                handle = serve.run(bound, name=application.APPLICATION, route_prefix="/", logging_config=logs)
+                handle.check.remote().result(timeout_s=_START_S)
+            yield f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            _log.info("answer what is under way")
+            with _bounded(settings.timeout_s + _STOP_S):
+                _drained(handle, settings.timeout_s)
+        finally:
+            with _bounded(_STOP_S):
+                serve.shutdown()
+
+
+@contextmanager
+def ray_here(address: str | None, cpus: int) -> Iterator[None]:
+    """Ray while the block runs: a cluster's, or one of this machine, which nobody else reaches.
+
+    Args:
+        address: The cluster's.
+        cpus: How many cores Ray is told of, of this machine.
+
+    Raises:
+        RunnerError: Ray does not start, or does not answer.
+        MissingPackageError: Ray is not installed.
+    """
+    for name, value in _SURROUNDINGS.items():
+        os.environ.setdefault(name, value)
+    ray = require("ray", extra="serve")
+    quiet = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}
+    _log.info("start Ray on this machine" if address is None else f"join Ray at {address}")
+    with told_as(RunnerError, "Ray does not start" if address is None else f"{address}: Ray does not answer there"):
+        if address is None:
+            ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
+                     object_store_memory=_STORE, **quiet)  # fmt: skip
+        else:
+            ray.init(address=address, **quiet)
+    try:
+        yield
     finally:
         with _bounded(_STOP_S):
-            serve.shutdown()
             ray.shutdown()
 
 

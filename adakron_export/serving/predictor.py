@@ -20,6 +20,7 @@ from adakron_export.graph.stacks import check_rows
 from adakron_export.runtimes.bank import BankRunner, check_fits
 from adakron_export.runtimes.base import ArtifactRunner
 from adakron_export.runtimes.batching import BATCH_SIZE, Outputs, run_texts
+from adakron_export.serving.settings import Options
 from adakron_export.serving.writing import TextWriter, new_tokens_of
 from adakron_export.subjects.opening import open_artifact_on
 from adakron_export.subjects.space import labels_of, read_config
@@ -31,31 +32,6 @@ _log = logging.getLogger(__name__)
 _STRIDE = 128  # tokens that windows on a long context share
 _TOP_TOKENS = 5
 Given = Text | Path  # an image is the path of its file
-
-
-@dataclass(frozen=True, slots=True)
-class Options:
-    """What a caller may ask for beside the answer itself; see `predict`.
-
-    Attributes:
-        top_k: How many classes or tokens to give.
-        max_new_tokens: How much to write.
-        num_beams: How many continuations to follow at once.
-
-    Raises:
-        RunnerError: A number is below 1.
-    """
-
-    top_k: int | None = None
-    max_new_tokens: int | None = None
-    num_beams: int | None = None
-
-    def __post_init__(self) -> None:
-        """Refuse numbers that make no sense."""
-        for name in ("top_k", "max_new_tokens", "num_beams"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise RunnerError(f"{name} is {number}; it must be at least 1")
 
 
 @dataclass(frozen=True, slots=True)

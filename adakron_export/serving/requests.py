@@ -18,7 +18,7 @@ import numpy as np
 from adakron_export.artifacts.manifest import TensorInfo
 from adakron_export.errors import AdaKronError
 from adakron_export.runtimes.base import Array
-from adakron_export.serving.predictor import Options
+from adakron_export.serving.settings import Options
 
 R = TypeVar("R")
 _MOST_BEAMS = 16

@@ -1,9 +1,10 @@
-"""How artifacts are served: the limits of a request, how much waits, and on what it runs."""
+"""How artifacts are served, and how files of many rows are answered. Reading this costs nothing."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from adakron_export.data.settings import TextSettings
 from adakron_export.errors import RunnerError
 from adakron_export.options.fields import check_record, option
 from adakron_export.runtimes.table import RUNTIMES
@@ -44,3 +45,60 @@ class ServeSettings:
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""
         check_record(self, RunnerError)
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What a caller may ask for beside the answer itself; see `predict`.
+
+    Attributes:
+        top_k: How many classes or tokens to give.
+        max_new_tokens: How much to write.
+        num_beams: How many continuations to follow at once.
+
+    Raises:
+        RunnerError: A number is below 1.
+    """
+
+    top_k: int | None = None
+    max_new_tokens: int | None = None
+    num_beams: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse numbers that make no sense."""
+        for name in ("top_k", "max_new_tokens", "num_beams"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise RunnerError(f"{name} is {number}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BulkSettings:
+    """How many rows are answered.
+
+    Attributes:
+        text: The columns of text, and how cells are separated.
+        options: What is asked for beside the answer.
+
+    Raises:
+        RunnerError: A value makes no sense.
+    """
+
+    address: str | None = option(None, "Ray cluster to run on.", shown="this machine", metavar="ADDRESS")
+    workers: int | None = option(None, "Processes that run the model.", shown="one a core", metavar="N", least=1)
+    threads: int = option(1, "Threads of each of them.", metavar="N", least=1)
+    rows_per_file: int = option(10_000, "Most rows of an output file.", metavar="N", least=1)
+    device: str = "cpu"
+    batch_size: int = 32
+    adapter: str | None = None
+    adapter_column: str | None = None
+    text: TextSettings = field(default_factory=TextSettings)
+    options: Options = field(default_factory=Options)
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        check_record(self, RunnerError)
+        if self.adapter is not None and self.adapter_column is not None:
+            raise RunnerError("adapter_column names the adapter of each row; leave adapter out")
+        if self.text.header is False:
+            raise RunnerError("tables must have the names of their columns in the first line here")

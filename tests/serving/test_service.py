@@ -341,7 +341,7 @@ def test_adapters_are_not_changed_without_a_key(bank, artifact, tmp_path):
 def test_jobs_run_together_and_one_does_not_touch_another(bank):
     worker, door = Worker(opened(bank).open("cpu"), 8), opened(bank)
     from adakron_export.serving.jobs import Job
-    from adakron_export.serving.predictor import Options
+    from adakron_export.serving.settings import Options
 
     def job(text, adapter, **options):
         return Job("bank", door.check([text], Options(**options), adapter))
