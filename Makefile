@@ -14,7 +14,7 @@ FLOOR   := click==8.1.8 jinja2==3.1.6 msgspec==0.19.0 onnx==1.21.0 onnxruntime==
 	peft==0.21.0 safetensors==0.5.3 tokenizers==0.22.0 transformers==5.10.0
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test slow fuzz gpu gpu-all lint types docs floor interop bindings wheel clean
+.PHONY: help venv demo test slow fuzz gpu gpu-all lint types docs floor interop triton bindings wheel clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "%-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -73,6 +73,9 @@ interop: venv ## Open artifacts in optimum-onnx, onnxruntime-genai, sentence-tra
 	PYTHONPATH=tests $(BIN)/python tests/interop/onnxruntime_genai.py
 	PYTHONPATH=tests $(BIN)/python tests/interop/sentence_transformers_onnx.py
 	PYTHONPATH=tests $(BIN)/python tests/interop/transformers_js.py
+
+triton: venv ## Ask a real Triton server what it makes of our repositories
+	PYTHONPATH=tests $(BIN)/python tests/interop/triton_server.py
 
 bindings: venv ## Hold what is called of TensorRT against its own bindings
 	$(BIN)/python tests/interop/tensorrt_bindings.py

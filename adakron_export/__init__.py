@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adakron_export.runtimes.bank import BankRunner
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.batching import run_texts
-    from adakron_export.serving.settings import BulkSettings, ServeSettings
+    from adakron_export.serving.settings import BulkSettings, ServeSettings, TritonSettings
     from adakron_export.subjects.opening import open_bank, open_runner
     from adakron_export.subjects.subject import Subject
     from adakron_export.subjects.transformers_model import OnnxModel
@@ -54,6 +54,7 @@ if TYPE_CHECKING:
     from adakron_export.verbs.settings import BankSettings, ExportSettings, MakingSettings
     from adakron_export.verbs.tensorrt import EngineResult, export_engine
     from adakron_export.verbs.train import TrainingResult, train
+    from adakron_export.verbs.triton import triton
     from adakron_export.verbs.tune import TuneReport, tune
     from adakron_export.verbs.validate import validate
 
@@ -87,6 +88,7 @@ _HOMES = {
     "TextSettings": "data.settings",
     "Timing": "timing.settings",
     "TrainingResult": "verbs.train",
+    "TritonSettings": "serving.settings",
     "TuneReport": "verbs.tune",
     "add_to_bank": "verbs.bank",
     "bench": "verbs.bench",
@@ -110,6 +112,7 @@ _HOMES = {
     "run_texts": "runtimes.batching",
     "serve": "verbs.serve",
     "train": "verbs.train",
+    "triton": "verbs.triton",
     "tune": "verbs.tune",
     "validate": "verbs.validate",
     "validate_bank": "verbs.bank_proof",
@@ -146,6 +149,7 @@ __all__ = [
     "TextSettings",
     "Timing",
     "TrainingResult",
+    "TritonSettings",
     "TuneReport",
     "__version__",
     "add_to_bank",
@@ -170,6 +174,7 @@ __all__ = [
     "run_texts",
     "serve",
     "train",
+    "triton",
     "tune",
     "validate",
     "validate_bank",

@@ -28,6 +28,7 @@ from .serve import serve
 from .sign import sign, verify
 from .tensorrt import tensorrt
 from .train import train
+from .triton import triton
 from .tune import tune
 from .validate import validate
 
@@ -105,6 +106,7 @@ COMMANDS = (
     sign,
     tensorrt,
     train,
+    triton,
     tune,
     validate,
     verify,

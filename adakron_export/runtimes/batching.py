@@ -82,7 +82,7 @@ def run_texts(
     per_token = {info.name for info in manifest.outputs if _follows_tokens(info)}
     found: list[Outputs] = [{} for _ in texts]
     for batch in group_by_length(lengths, batch_size=batch_size, longest=manifest.max_length):
-        padded = _padded([texts[row] for row in batch.rows], batch.tokens, runner.input_names, runner.pad_id)
+        padded = padded_right([texts[row] for row in batch.rows], batch.tokens, runner.input_names, runner.pad_id)
         outputs = run(padded, batch.rows)
         for place, row in enumerate(batch.rows):
             found[row] = {
@@ -115,8 +115,17 @@ def _follows_tokens(info: TensorInfo) -> bool:
     return len(info.shape) > 1 and info.shape[1] == "sequence_length"
 
 
-def _padded(texts: Sequence[Mapping[str, Sequence[int]]], tokens: int, names: Sequence[str], pad_id: int) -> Batch:
-    """Padding is on the right; a decoder that classifies finds the last token that is none by its id."""
+def padded_right(
+    texts: Sequence[Mapping[str, Sequence[int]]], tokens: int, names: Sequence[str], pad_id: int
+) -> dict[str, Array]:  # fmt: skip
+    """Tokenised texts as a batch; a decoder that classifies finds the last token that is no padding by its id.
+
+    Args:
+        texts: What a tokenizer makes of each.
+        tokens: How wide the batch is.
+        names: The model's inputs.
+        pad_id: What fills short texts, on the right.
+    """
     arrays = {name: np.zeros((len(texts), tokens), dtype=np.int64) for name in names}
     arrays["input_ids"][:] = pad_id
     for row, text in enumerate(texts):

@@ -85,7 +85,10 @@ class Predictor:
         if self.task is Task.IMAGE_CLASSIFICATION:
             self._read_images = image_reader(artifact.folder)
         else:
-            self._encoder = _encoder(artifact, self.task, self.config)
+            self._encoder = encoder_of(
+                artifact.folder, self.task, self.config, max_length=self.manifest.max_length,
+                plain=self.manifest.plain_tokenizer,
+            )  # fmt: skip
 
     @property
     def runner(self) -> ArtifactRunner:
@@ -119,7 +122,7 @@ class Predictor:
             raise RunnerError("there is no text to run on; pass --text or --input")
         _check_options(self.task, options)
         names = self.check_adapters(adapter, len(given))
-        kind = _image if self.task is Task.IMAGE_CLASSIFICATION else partial(_text, task=self.task)
+        kind = _image if self.task is Task.IMAGE_CLASSIFICATION else partial(fit_text, task=self.task)
         return Questions(tuple(kind(each, index) for index, each in enumerate(given, 1)), names, options)
 
     def at_most(self, questions: Questions, new_tokens: int) -> Questions:
@@ -222,16 +225,45 @@ class Predictor:
             raise RunnerError(f"{self.artifact.folder} is sealed and cannot {what}: its stacks are in a file")
 
 
-def _encoder(artifact: Artifact, task: Task, config: Mapping[str, Any]) -> TextEncoder:
-    known = artifact.manifest.max_length or config.get("max_position_embeddings")
-    encoder = TextEncoder(artifact.folder, max_length=known, plain=artifact.manifest.plain_tokenizer)
+def encoder_of(
+    folder: Path, task: Task, config: Mapping[str, Any], *, max_length: int | None, plain: bool
+) -> TextEncoder:  # fmt: skip
+    """The tokenizer of an exported folder, which cuts off as its model and its library do.
+
+    Args:
+        folder: The folder.
+        task: What the model is for.
+        config: Its ``config.json``.
+        max_length: The longest input, in tokens.
+        plain: Whether ``tokenizer.json`` is enough.
+
+    Raises:
+        ArtifactError: There is no tokenizer.
+    """
+    encoder = TextEncoder(folder, max_length=max_length or config.get("max_position_embeddings"), plain=plain)
     own, tokens = padding_id(config), encoder.token("pad_token")
     if own is not None and tokens is not None and tokens[1] != own:
         _log.info("the tokenizer pads with %s, the model with %s: the model's is taken", tokens[1], own)
     if task is Task.FEATURE_EXTRACTION:
-        limit = read_settings(artifact.folder / "sentence_bert_config.json").get("max_seq_length")
+        limit = read_settings(folder / "sentence_bert_config.json").get("max_seq_length")
         encoder.max_length = min(encoder.max_length, limit or encoder.max_length)
     return encoder
+
+
+def inputs_of(encoded: Encoded, config: Mapping[str, Any]) -> dict[str, list[int]]:
+    """What a model reads of a text; one with fewer kinds of tokens has no more of them."""
+    kinds = max(1, config.get("type_vocab_size") or 1)
+    return {"input_ids": encoded.ids, "token_type_ids": [min(kind, kinds - 1) for kind in encoded.type_ids]}
+
+
+def prepared(texts: Sequence[Any], task: Task, folder: Path) -> Sequence[Any]:
+    """Texts as the tokenizer gets them: sentence-transformers puts a prompt before them, and may lower their case."""
+    if task is not Task.FEATURE_EXTRACTION:
+        return texts
+    prompts = read_settings(folder / "config_sentence_transformers.json")
+    prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "")
+    lower = bool(read_settings(folder / "sentence_bert_config.json").get("do_lower_case"))
+    return [prompt + (str(text).lower() if lower else str(text)) for text in texts]
 
 
 def _bank(runner: ArtifactRunner) -> BankRunner:
@@ -263,8 +295,12 @@ def _image(file: Any, index: int) -> Path:
     return Path(file)
 
 
-def _text(text: Any, index: int, task: Task) -> Text:
-    """A text, or a pair where the task takes one."""
+def fit_text(text: Any, index: int, task: Task) -> Text:
+    """A text, or a pair where the task takes one.
+
+    Raises:
+        RunnerError: It is something else; the message has its number.
+    """
     if isinstance(text, Mapping):
         if text.keys() != {"question", "context"}:
             raise RunnerError(f"text {index} has {', '.join(map(str, text))}; a mapping has a question and a context")
@@ -341,12 +377,8 @@ class _Asked:
         return found
 
     def embed(self) -> list[Any]:
-        folder = self._predictor.artifact.folder
-        prompts = read_settings(folder / "config_sentence_transformers.json")
-        prompt = (prompts.get("prompts") or {}).get(prompts.get("default_prompt_name"), "")
-        lower = bool(read_settings(folder / "sentence_bert_config.json").get("do_lower_case"))
-        prepared = [prompt + (str(text).lower() if lower else str(text)) for text in self._texts]
-        return [row["sentence_embedding"].tolist() for row in self._run(self._predictor.encoder.encode(prepared))]
+        texts = prepared(self._texts, self._predictor.task, self._predictor.artifact.folder)
+        return [row["sentence_embedding"].tolist() for row in self._run(self._predictor.encoder.encode(texts))]
 
     def write(self, on_text: Callable[[int, str], None] | None) -> list[Any]:
         predictor = self._predictor
@@ -367,11 +399,7 @@ class _Asked:
         return [self._names[index] for index in indices] if self._names else None
 
     def _run(self, encoded: Sequence[Encoded]) -> list[Outputs]:
-        kinds = max(1, self._predictor.config.get("type_vocab_size") or 1)
-        texts = [
-            {"input_ids": each.ids, "token_type_ids": [min(kind, kinds - 1) for kind in each.type_ids]}
-            for each in encoded
-        ]
+        texts = [inputs_of(each, self._predictor.config) for each in encoded]
         self.cut.update(each.source for each in encoded if each.cut)
         names = self._at([each.source for each in encoded])
         return run_texts(self._runner, texts, batch_size=self._batch_size, adapters=names)

@@ -102,3 +102,28 @@ class BulkSettings:
             raise RunnerError("adapter_column names the adapter of each row; leave adapter out")
         if self.text.header is False:
             raise RunnerError("tables must have the names of their columns in the first line here")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TritonSettings:
+    """How Triton runs a model.
+
+    Raises:
+        RunnerError: A value makes no sense.
+    """
+
+    max_batch_size: int = option(32, "Largest number of texts that run together.", metavar="N", least=1)
+    batch_wait_ms: float = option(2.0, "Time that a text waits for others.", flag="batch-wait", metavar="MS")
+    bench: str | None = option(
+        None, "Report of `bench --json`, whose best batch sizes Triton shall prefer.", metavar="FILE"
+    )
+    instances: int = option(1, "Copies of the model.", metavar="N", least=1)
+    gpu: bool = option(False, "Run on a GPU.")
+    threads: int | None = option(
+        None, "Threads of each copy, in the backend python.", shown="the runtime's choice", metavar="N", least=1
+    )
+    response_cache: bool = option(False, "Let Triton remember answers; the server needs --cache-config.")
+
+    def __post_init__(self) -> None:
+        """Refuse values that make no sense."""
+        check_record(self, RunnerError)
