@@ -34,6 +34,7 @@ demo: venv ## Export, validate and run the embedded demo model
 	$(BIN)/adakron-export bank create topic=models/demo reply=models/demo/reply --backbone models/demo/backbone -o $(DEMO)-bank
 	$(BIN)/adakron-export predict $(DEMO)-bank --text "The printer stopped working after the update" --adapter topic
 	$(BIN)/adakron-export predict $(DEMO)-bank --text "The printer stopped working after the update" --adapter reply
+	@echo "serve it: $(BIN)/adakron-export serve $(DEMO)-bank"
 
 test: venv ## Run the tests
 	$(BIN)/python -m pytest -n auto --dist loadfile -m "not slow and not gpu"

@@ -120,7 +120,7 @@ def bank(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
             called(closed, CALLERS, 2 * options.seconds, key, names, shares)  # each model is opened by now
             found[side] = {
                 "rate": called(closed, CALLERS, options.seconds, key, names, shares)["rate"],
-                "resident_bytes": resident("Model"),
+                "resident_bytes": resident("Door"),
             }
     one, other = found["bank"], found["artifacts"]
     return {
@@ -148,14 +148,13 @@ def kills(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def memory(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Resident bytes of the door and the replica."""
+    """Resident bytes of the process that answers."""
     with serving([str(demo(folder))]):
         found = {}
         for count in (1000, options.requests):
             called(counted, CALLERS, count)
-            found[str(count)] = {name: resident(name) for name in ("Door", "Model")}
-    first, last = (sum(found[str(count)].values()) for count in (1000, options.requests))
-    return {"resident_bytes": found, "grown": last / first}
+            found[count] = resident("Door")
+    return {"resident_bytes": found, "grown": found[options.requests] / found[1000]}
 
 
 def workers(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -278,6 +277,7 @@ def in_process(artifact: Path, seconds: float) -> float:
 
     runner: Any = open_runner(artifact, threads=os.cpu_count())
     tokenizer, chance = Tokenizer.from_file(str(artifact / "tokenizer.json")), random.Random(0)
+    tokenizer.no_padding()
 
     def run() -> None:
         texts = [tokenizer.encode(text(chance)) for _ in range(CALLERS)]

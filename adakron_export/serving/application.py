@@ -16,6 +16,7 @@ from typing import Any
 from adakron_export.artifacts.artifact import Artifact, opened_with
 from adakron_export.errors import RunnerError
 from adakron_export.extras import require
+from adakron_export.serving.batcher import Batcher
 from adakron_export.serving.jobs import Job, Reply, Worker
 from adakron_export.serving.predictor import Predictor
 from adakron_export.serving.settings import ServeSettings
@@ -49,19 +50,27 @@ def build(args: Mapping[str, Any]) -> Any:
     settings = ServeSettings(**given)
     threads = settings.threads or max(1, (os.cpu_count() or 1) // settings.replicas)
     going = _GOING * settings.max_queue
+    alone = settings.replicas == 1 and settings.max_models is None
+    door = serve.deployment(name=DOOR, max_ongoing_requests=going,
+                            ray_actor_options={"num_cpus": threads if alone else 0})  # fmt: skip
+    bound = serve.ingress(None)(_Door)
+    if alone:
+        return door(bound).bind(models, asdict(settings), threads)
     model = serve.deployment(name=MODEL, num_replicas=settings.replicas, max_ongoing_requests=going,
                              ray_actor_options={"num_cpus": threads})  # fmt: skip
-    door = serve.deployment(name=DOOR, max_ongoing_requests=going, ray_actor_options={"num_cpus": 0})
     replicas = model(model_class(settings)).bind(models, asdict(settings), threads)
-    return door(serve.ingress(None)(_Door)).bind(models, asdict(settings), replicas)
+    return door(bound).bind(models, asdict(settings), threads, replicas)
 
 
 class _Door:
-    """The replica that takes requests; see `Service`."""
+    """What takes requests; see `Service`. Where there are no replicas behind it, it runs the models itself."""
 
-    def __init__(self, models: dict[str, str], settings: dict[str, Any], replicas: Any) -> None:
+    def __init__(self, models: dict[str, str], settings: dict[str, Any], threads: int, replicas: Any = None) -> None:
         self._models, self._replicas = models, replicas
         self._settings = ServeSettings(**settings)
+        self._own = _Models(models, self._settings, threads) if replicas is None else None
+        if self._own is not None:
+            self._own.open_all()
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201, RUF100 - Ray Serve's name
         from adakron_export.serving.service import Service
@@ -81,6 +90,8 @@ class _Door:
         """Have a job done; by another replica where the first one dies."""
         from ray.exceptions import RayActorError
 
+        if self._own is not None:
+            return await self._own.answer(job)
         replicas = self._replicas.options(multiplexed_model_id=job.model) if len(self._models) > 1 else self._replicas
         try:
             reply: Reply = await replicas.answer.remote(job)
@@ -89,54 +100,63 @@ class _Door:
         return reply
 
 
-class _Replica:
-    """A replica: it holds opened models, and runs in one batch what came meanwhile."""
+class _Models:
+    """Opened models of one process, which run in one batch what came meanwhile."""
 
-    def __init__(self, models: dict[str, str], settings: dict[str, Any], threads: int) -> None:
-        self._models, self._settings, self._threads = models, ServeSettings(**settings), threads
+    def __init__(self, models: dict[str, str], settings: ServeSettings, threads: int) -> None:
+        self._models, self._settings, self._threads = models, settings, threads
         self._runs = ThreadPoolExecutor(1)  # one batch at a time; the loop goes on meanwhile
-        self._only = self._opened(next(iter(models))) if len(models) == 1 else None
+        self._workers: dict[str, Worker] = {}
+        self._batcher = Batcher(self._answered, settings.batch_size, settings.batch_wait_ms / 1000)
+
+    def open_all(self) -> None:
+        """Open every model now."""
+        self._workers = {name: self.opened(name) for name in self._models}
 
     async def answer(self, job: Job) -> Reply:
         """What comes of a job."""
-        reply: Reply = await self._together(job)  # type: ignore[attr-defined]
-        return reply
+        return await self._batcher.answer(job)
 
-    async def _answered(self, jobs: list[Job]) -> list[Reply]:
-        replies: dict[int, Reply] = {}
-        for name in dict.fromkeys(job.model for job in jobs):
-            places = [place for place, job in enumerate(jobs) if job.model == name]
-            worker = self._only or await self._worker(name)  # type: ignore[attr-defined]
-            found = await self._run(worker.answer, [jobs[place] for place in places])
-            replies.update(zip(places, found, strict=True))
-        return [replies[place] for place in range(len(jobs))]
+    async def worker(self, name: str) -> Worker:
+        """A model that was not opened at first."""
+        return self._workers[name]
 
-    async def _run(self, call: Any, *arguments: Any) -> Any:
+    async def run(self, call: Any, *arguments: Any) -> Any:
+        """What a call returns, when the batch before it is done."""
         return await asyncio.get_running_loop().run_in_executor(self._runs, call, *arguments)
 
-    def _opened(self, name: str) -> Worker:
+    def opened(self, name: str) -> Worker:
+        """Open a model."""
+
         def opened(artifact: Artifact) -> Predictor:
             return Predictor(artifact).open(self._settings.device, threads=self._threads)
 
         return Worker(opened_with(self._models[name], opened), self._settings.batch_size)
 
+    async def _answered(self, jobs: list[Job]) -> list[Reply]:
+        replies: dict[int, Reply] = {}
+        for name in dict.fromkeys(job.model for job in jobs):
+            places = [place for place, job in enumerate(jobs) if job.model == name]
+            worker = self._workers.get(name) or await self.worker(name)
+            found = await self.run(worker.answer, [jobs[place] for place in places])
+            replies.update(zip(places, found, strict=True))
+        return [replies[place] for place in range(len(jobs))]
+
 
 def model_class(settings: ServeSettings) -> type:
-    """The class of the replicas: Ray's decorators take their numbers when a class is made."""
+    """The class of the replicas: Ray's decorator takes its number when a class is made."""
     serve = require("ray.serve", extra="serve")
 
-    class Model(_Replica):
-        @serve.batch(
-            max_batch_size=settings.batch_size, batch_wait_timeout_s=settings.batch_wait_ms / 1000,
-            batch_size_fn=lambda jobs: sum(job.texts for job in jobs),
-        )  # fmt: skip
-        async def _together(self, jobs: list[Job]) -> list[Reply]:
-            return await self._answered(jobs)
+    class Model(_Models):
+        def __init__(self, models: dict[str, str], settings: dict[str, Any], threads: int) -> None:
+            super().__init__(models, ServeSettings(**settings), threads)
+            if len(models) == 1:
+                self.open_all()
 
         @serve.multiplexed(max_num_models_per_replica=settings.max_models or -1)
-        async def _worker(self, name: str) -> Worker:
-            worker: Worker = await self._run(self._opened, name)
-            return worker
+        async def worker(self, name: str) -> Worker:
+            opened: Worker = await self.run(self.opened, name)
+            return opened
 
     return Model
 

@@ -15,7 +15,7 @@ from adakron_export.runtimes.base import ArtifactRunner
 from adakron_export.runtimes.batching import Outputs
 from adakron_export.runtimes.decoding import decoder_of, keeps_cache
 from adakron_export.runtimes.generation import Writing, padded, write_greedily
-from adakron_export.tokenization.encoding import Encoded, Text, TextEncoder
+from adakron_export.tokenization.encoding import Encoded, Text, TextEncoder, load_tokenizer
 
 if TYPE_CHECKING:
     from adakron_export.runtimes.bank import BankRunner
@@ -27,7 +27,7 @@ _NEW_TOKENS = 50
 _OTHER_WAYS = (
     "num_beams", "repetition_penalty", "no_repeat_ngram_size", "bad_words_ids", "min_length", "min_new_tokens",
     "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "sequence_bias",
-    "guidance_scale",
+    "guidance_scale", "stop_strings",
 )  # fmt: skip
 
 
@@ -123,7 +123,9 @@ class TextWriter:
         torch = require("torch", extra="export")
         from adakron_export.subjects.transformers_model import OnnxModel
 
-        beams = {} if num_beams is None else {"num_beams": num_beams}
+        more: dict[str, Any] = {} if num_beams is None else {"num_beams": num_beams}
+        if read_settings(self.folder / GENERATION).get("stop_strings"):
+            more["tokenizer"] = load_tokenizer(self.folder)
         names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
         models: dict[str | None, OnnxModel] = {}
         for part in self._parts(len(encoded), names, size):
@@ -134,10 +136,12 @@ class TextWriter:
             ids, mask = padded([encoded[row].ids for row in part], self.runner.pad_id)
             found = models[name].generate(
                 torch.from_numpy(ids), attention_mask=torch.from_numpy(mask), max_new_tokens=writing.count,
-                do_sample=False, num_return_sequences=1, pad_token_id=self.runner.pad_id, **beams,
+                do_sample=False, num_return_sequences=1, pad_token_id=self.runner.pad_id, **more,
             )  # fmt: skip
             for row, tokens in zip(part, found[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((place for place, token in enumerate(tokens, 1) if token in writing.ends), len(tokens))
+                while "tokenizer" in more and end and tokens[end - 1] == self.runner.pad_id:
+                    end -= 1  # behind a stop string that another text of the batch has not reached
                 written.append(tokens[:end])
                 if on_text is not None:
                     on_text(row, self._continued(encoded[row].ids, written[-1]))

@@ -45,9 +45,10 @@ def serve(
     """
     settings = settings or ServeSettings()
     require("ray", extra="serve")
+    from adakron_export.serving.local import check_port, serving, wait_for_signal
+
     models = checked_models(artifacts, settings)
     check_port(host, port)
-    from adakron_export.serving.local import serving, wait_for_signal
 
     with serving(models, settings, host=host, port=port, api_key=api_key) as address:
         if on_ready is not None:
@@ -103,23 +104,6 @@ def checked_models(artifacts: Mapping[str, str | Path], settings: ServeSettings)
 
 def _checked(artifact: Artifact) -> Path:
     return Predictor(artifact).artifact.folder.resolve()
-
-
-def check_port(host: str, port: int) -> None:
-    """Raise unless a server can listen there."""
-    import socket
-
-    try:
-        with socket.create_server((host, port), family=_family(host)):
-            pass
-    except OSError as error:
-        raise RunnerError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port") from error
-
-
-def _family(host: str) -> Any:
-    import socket
-
-    return socket.AF_INET6 if ":" in host else socket.AF_INET
 
 
 def is_loopback(host: str) -> bool:

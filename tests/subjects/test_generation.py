@@ -366,6 +366,21 @@ def test_predict_writes_as_the_generation_settings_say(spoken, tmp_path):
     assert written != plain
 
 
+def test_predict_stops_at_stop_strings(spoken, tmp_path):
+    folder, texts = tmp_path / "out", ["the film was", "a very long text of many words"]
+    plain = [row["generated_text"] for row in predict(spoken, texts, max_new_tokens=9)]
+    stop = plain[0].split()[5]
+    shutil.copytree(spoken, folder)
+    content = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**content, "stop_strings": [stop]}))
+    write_manifest(folder, open_artifact(spoken).manifest)
+    written = [row["generated_text"] for row in predict(folder, texts, max_new_tokens=9)]
+    assert written[0].endswith(stop)
+    assert len(written[0]) < len(plain[0])
+    assert all(whole.startswith(part) for whole, part in zip(plain, written, strict=True))
+    assert [predict(folder, [text], max_new_tokens=9)[0]["generated_text"] for text in texts] == written
+
+
 def test_a_bank_of_decoders_writes_with_each_adapter(tmp_path):
     members = {"one": save_decoder(tmp_path, "gpt2"), "two": save_decoder(tmp_path, "gpt2", r=4, k=2)}
     result = create_bank(members, tmp_path / "bank", settings=BankSettings())
