@@ -156,8 +156,9 @@ def _run(artifact: Path, output: Path, parts: Sequence[Part], workers: int, sett
     """Have the parts answered; what was wrong with those that were not."""
     data = require("ray.data", extra="serve")
     data.DataContext.get_current().enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
     answers = data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map(
-        _Worker, fn_constructor_args=(artifact.resolve(), output.resolve(), settings), concurrency=workers,
+        _Worker, fn_constructor_args=(artifact.resolve(), output.resolve(), settings), compute=data.ActorPoolStrategy(size=workers),
         num_cpus=settings.threads,
     )  # fmt: skip
     failed, rows, start = list[str](), 0, time.perf_counter()

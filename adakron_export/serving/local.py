@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import logging
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -152,6 +153,7 @@ def ray_here(address: str | None, cpus: int) -> Iterator[None]:
     _log.info("start Ray on this machine" if address is None else f"join Ray at {address}")
     with told_as(RunnerError, "Ray does not start" if address is None else f"{address}: Ray does not answer there"):
         if address is None:
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
             ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
                      object_store_memory=_STORE, **quiet)  # fmt: skip
         else:
