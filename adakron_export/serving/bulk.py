@@ -158,8 +158,8 @@ def _run(artifact: Path, output: Path, parts: Sequence[Part], workers: int, sett
     data.DataContext.get_current().enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     answers = data.from_items([asdict(part) for part in parts], override_num_blocks=len(parts)).map(
-        _Worker, fn_constructor_args=(artifact.resolve(), output.resolve(), settings), compute=data.ActorPoolStrategy(size=workers),
-        num_cpus=settings.threads,
+        _Worker, fn_constructor_args=(artifact.resolve(), output.resolve(), settings), num_cpus=settings.threads,
+        compute=data.ActorPoolStrategy(size=workers),
     )  # fmt: skip
     failed, rows, start = list[str](), 0, time.perf_counter()
     for done, answer in enumerate(answers.iter_rows(), 1):
