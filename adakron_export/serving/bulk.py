@@ -234,7 +234,7 @@ def text_columns(row: Mapping[str, Any], settings: TextSettings, file: str) -> t
     """The column of text, and of second texts where there is one; as `read_texts` finds them.
 
     Raises:
-        DataError: It cannot be told, or there is no such column; or an output would have the name of an input.
+        DataError: No column can be told to be the text, or a column has the name of an answer.
     """
     taken = next((name for name in (RESULT, CUT) if name in row), None)
     if taken is not None:

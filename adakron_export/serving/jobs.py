@@ -26,7 +26,7 @@ class Added:
         name: Its name.
         number: Later ones of the same name have larger ones.
         folder: Where it is.
-        sha256: Of its weights, when it was added.
+        sha256: The sha256 of its weights, when it was added.
     """
 
     name: str
@@ -62,8 +62,8 @@ class Reply:
     """What came of a job.
 
     Attributes:
-        answers: Of questions.
-        outputs: Of tensors, by name.
+        answers: What the model says to questions.
+        outputs: What the graph puts out for tensors, by name.
         error: The status and the message of what failed.
         batch: How many texts ran together; 0 but for one job of each batch, so that they can be counted.
     """

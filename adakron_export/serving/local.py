@@ -58,7 +58,6 @@ def serving(
     os.environ.pop(application.KEY, None)
     if api_key is not None:
         os.environ[application.KEY] = api_key  # Ray's processes inherit it; nothing writes it down
-    bound = application.build(application.arguments(models, settings))
     os.environ.update(_direct(port))
     cpus = max(os.cpu_count() or 1, settings.replicas * (settings.threads or 1))
     address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
@@ -66,6 +65,7 @@ def serving(
         serve = require("ray.serve", extra="serve")
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         logs = {"log_level": "ERROR", "enable_access_log": False}
+        bound = application.build(application.arguments(models, settings))
         _log.info("open the models in %s replica(s)", settings.replicas)
         try:
             with told_as(RunnerError, "the server does not start"):
@@ -103,7 +103,7 @@ def check_answers(host: str, port: int) -> None:
     """Raise unless a server answers there.
 
     Raises:
-        RunnerError: It does not.
+        RunnerError: Nothing answers, or it is not ready.
     """
     connection = http.client.HTTPConnection(host, port, timeout=_START_S)
     try:
@@ -121,7 +121,7 @@ def check_port(host: str, port: int) -> None:
     """Raise unless a server can listen there.
 
     Raises:
-        RunnerError: It cannot.
+        RunnerError: The port is taken, or the address is none of this machine.
     """
     try:
         with socket.create_server((host, port), family=_family(host)):
@@ -148,13 +148,14 @@ def ray_here(address: str | None, cpus: int) -> Iterator[None]:
     """
     for name, value in _SURROUNDINGS.items():
         os.environ.setdefault(name, value)
+    if address is None:  # else Ray keeps a token in the home folder, which a container may not have
+        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
     ray = require("ray", extra="serve")
     quiet = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}
     _log.info("start Ray on this machine" if address is None else f"join Ray at {address}")
     with told_as(RunnerError, "Ray does not start" if address is None else f"{address}: Ray does not answer there"):
         if address is None:
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-            ray.init(num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
+            ray.init("local", num_cpus=cpus, include_dashboard=False, _node_ip_address="127.0.0.1",
                      object_store_memory=_STORE, **quiet)  # fmt: skip
         else:
             ray.init(address=address, **quiet)

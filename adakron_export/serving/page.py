@@ -23,6 +23,6 @@ def page(models: Mapping[str, Sequence[str]], *, needs_key: bool) -> tuple[str, 
     html = environment.get_template("try.html.j2").render(models=models, needs_key=needs_key, nonce=nonce)
     policy = (
         f"default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; connect-src 'self'; "
-        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
     return html, {"content-security-policy": policy, "x-content-type-options": "nosniff", "cache-control": "no-store"}

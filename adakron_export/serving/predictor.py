@@ -54,7 +54,7 @@ class Answers:
     """What a model said.
 
     Attributes:
-        results: By text or image, as `predict` returns them.
+        results: An answer for each text or image, as `predict` returns them.
         cut: Places of the texts whose end was not read: they are longer than the model takes.
     """
 
@@ -72,7 +72,7 @@ class Predictor:
         adapters: The folder of each adapter of a bank, by name; empty for another artifact.
 
     Raises:
-        ArtifactError: It has no tokenizer or image processor.
+        ArtifactError: The folder has no tokenizer or image processor.
     """
 
     def __init__(self, artifact: Artifact) -> None:
@@ -299,7 +299,7 @@ def fit_text(text: Any, index: int, task: Task) -> Text:
     """A text, or a pair where the task takes one.
 
     Raises:
-        RunnerError: It is something else; the message has its number.
+        RunnerError: The text is something else; the message has its number.
     """
     if isinstance(text, Mapping):
         if text.keys() != {"question", "context"}:

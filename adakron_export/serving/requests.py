@@ -116,7 +116,7 @@ def decoded(body: bytes, kind: type[R]) -> R:
     """A body of this form.
 
     Raises:
-        RequestError: It is no JSON, is nested too deep, or has other fields.
+        RequestError: The body is no JSON, is nested too deep, or has other fields.
     """
     try:
         return msgspec.json.decode(body or b"{}", type=kind)

@@ -42,7 +42,7 @@ class _Graph:
     """What runs as a graph, of an artifact or an engine.
 
     Attributes:
-        backend: Of Triton.
+        backend: The backend of Triton that runs it.
         inputs: What it takes.
         outputs: What it puts out.
         files: The files of a version, by the names that Triton looks for.
@@ -111,7 +111,7 @@ def preferred_sizes(report: str, most: int) -> tuple[int, ...]:
         most: Larger ones are left out.
 
     Raises:
-        RunnerError: It is no such report, or times a single batch size.
+        RunnerError: The file is no such report, or times a single batch size.
     """
     try:
         content = read_object(Path(report))

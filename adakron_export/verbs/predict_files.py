@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from adakron_export.artifacts.artifact import check_artifact
-from adakron_export.extras import require
+from adakron_export.extras import check_installed
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.serving.settings import BulkSettings
 
@@ -39,7 +39,7 @@ def predict_files(
         MissingPackageError: Ray is not installed.
     """
     settings = settings or BulkSettings()
-    require("ray", extra="serve")
+    check_installed("ray", extra="serve")
     check_artifact(artifact)
     runtime_on(settings.device)
     from adakron_export.serving.bulk import answer_files

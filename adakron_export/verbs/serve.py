@@ -9,7 +9,7 @@ from typing import Any
 
 from adakron_export.artifacts.artifact import Artifact, opened_with
 from adakron_export.errors import RunnerError
-from adakron_export.extras import require
+from adakron_export.extras import check_installed, require
 from adakron_export.files.staging import check_writable, write_text
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.serving.predictor import Predictor
@@ -44,7 +44,7 @@ def serve(
         MissingPackageError: Ray is not installed.
     """
     settings = settings or ServeSettings()
-    require("ray", extra="serve")
+    check_installed("ray", extra="serve")
     from adakron_export.serving.local import check_port, serving, wait_for_signal
 
     models = checked_models(artifacts, settings)
@@ -67,7 +67,7 @@ def write_serve_config(
         file: Where to.
         host: Where the proxies listen.
         port: On which port.
-        settings: As for `serve`.
+        settings: The limits of a request, how much waits, and on what it runs.
 
     Returns:
         The file.

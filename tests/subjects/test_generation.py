@@ -369,7 +369,7 @@ def test_predict_writes_as_the_generation_settings_say(spoken, tmp_path):
 def test_predict_stops_at_stop_strings(spoken, tmp_path):
     folder, texts = tmp_path / "out", ["the film was", "a very long text of many words"]
     plain = [row["generated_text"] for row in predict(spoken, texts, max_new_tokens=9)]
-    stop = plain[0].split()[5]
+    stop = plain[0][-6:-4]
     shutil.copytree(spoken, folder)
     content = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**content, "stop_strings": [stop]}))
