@@ -55,7 +55,7 @@ def serve(
         echo(f"""try: curl {address}/predict -d '{{"text": "Hello"{which}}}'""")
 
     stopped = run(models, host=host, port=port, api_key=api_key, settings=given, on_ready=ready)
-    echo(f"stopped by {stopped}; every request was answered", err=True)
+    echo(f"stopped by {stopped}", err=True)
 
 
 def named(artifacts: tuple[str, ...]) -> dict[str, str]:

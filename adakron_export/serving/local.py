@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import logging
 import os
 import secrets
@@ -10,7 +11,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,7 @@ def serving(
             with _bounded(settings.timeout_s + _STOP_S):
                 _drained(handle, settings.timeout_s)
         finally:
-            with _bounded(_STOP_S):
+            with _bounded(_STOP_S), redirect_stderr(io.StringIO()):  # Ray tells there that it stops its own parts
                 serve.shutdown()
 
 
@@ -165,7 +166,7 @@ def ray_here(address: str | None, cpus: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with _bounded(_STOP_S):
+        with _bounded(_STOP_S), redirect_stderr(io.StringIO()):
             ray.shutdown()
 
 
@@ -202,6 +203,7 @@ def _bounded(seconds: float) -> Iterator[None]:
 def _drained(handle: Any, seconds: float) -> None:
     try:
         handle.drain.remote().result(timeout_s=seconds)
+        _log.info("every request was answered")
     except TimeoutError:
         _log.warning("some requests were not answered within %g s", seconds)
     except Exception as error:  # Ray's, where parts of it were stopped before
