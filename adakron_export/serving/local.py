@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import io
 import logging
 import os
 import secrets
@@ -11,7 +10,7 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +81,7 @@ def serving(
             with _bounded(settings.timeout_s + _STOP_S):
                 _drained(handle, settings.timeout_s)
         finally:
-            with _bounded(_STOP_S), redirect_stderr(io.StringIO()):  # Ray tells there that it stops its own parts
+            with _bounded(_STOP_S):
                 serve.shutdown()
 
 
@@ -166,7 +165,7 @@ def ray_here(address: str | None, cpus: int) -> Iterator[None]:
     try:
         yield
     finally:
-        with _bounded(_STOP_S), redirect_stderr(io.StringIO()):
+        with _bounded(_STOP_S):
             ray.shutdown()
 
 

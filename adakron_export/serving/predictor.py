@@ -139,7 +139,7 @@ class Predictor:
         Args:
             questions: The questions.
             batch_size: The most texts that run together.
-            on_text: As of `predict`.
+            on_text: Called with pieces of what is written, as by `predict`.
         """
         asked = _Asked(self, questions, batch_size)
         ways: dict[Task, Callable[[], list[Any]]] = {
