@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from adakron_export.runtimes.bank import BankRunner
     from adakron_export.runtimes.base import Runner
     from adakron_export.runtimes.batching import run_texts
-    from adakron_export.serving.settings import BulkSettings, ServeSettings, TritonSettings
+    from adakron_export.serving.settings import BulkSettings, PredictOptions, ServeSettings, TritonSettings
     from adakron_export.subjects.opening import open_bank, open_runner
     from adakron_export.subjects.subject import Subject
     from adakron_export.subjects.transformers_model import OnnxModel
@@ -81,6 +81,7 @@ _HOMES = {
     "MakingSettings": "verbs.settings",
     "OnnxModel": "subjects.transformers_model",
     "ParityReport": "validation.parity",
+    "PredictOptions": "serving.settings",
     "Recipe": "training.recipe",
     "Runner": "runtimes.base",
     "ServeSettings": "serving.settings",
@@ -142,6 +143,7 @@ __all__ = [
     "MakingSettings",
     "OnnxModel",
     "ParityReport",
+    "PredictOptions",
     "Recipe",
     "Runner",
     "ServeSettings",

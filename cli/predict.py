@@ -120,9 +120,9 @@ def _with_ray(
     artifact: str, source: str, output: str, adapter_column: str | None, tables: TextSettings, settings: dict[str, Any]
 ) -> None:  # fmt: skip
     from adakron_export import predict_files
-    from adakron_export.serving.settings import Options
+    from adakron_export.serving.settings import PredictOptions
 
-    asked = Options(**{name: settings.pop(name) for name in ("top_k", "max_new_tokens", "num_beams")})
+    asked = PredictOptions(**{name: settings.pop(name) for name in ("top_k", "max_new_tokens", "num_beams")})
     bulk = BulkSettings(text=tables, options=asked, adapter_column=adapter_column, **settings)
     result = predict_files(artifact, source, output, settings=bulk)
     echo(f"wrote {result.rows} rows in {result.files} files to {output} in {result.seconds:.1f} s")

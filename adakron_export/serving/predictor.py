@@ -20,7 +20,7 @@ from adakron_export.graph.stacks import check_rows
 from adakron_export.runtimes.bank import BankRunner, check_fits
 from adakron_export.runtimes.base import ArtifactRunner
 from adakron_export.runtimes.batching import BATCH_SIZE, Outputs, run_texts
-from adakron_export.serving.settings import Options
+from adakron_export.serving.settings import PredictOptions
 from adakron_export.serving.writing import TextWriter, new_tokens_of
 from adakron_export.subjects.opening import open_artifact_on
 from adakron_export.subjects.space import labels_of, read_config
@@ -46,7 +46,7 @@ class Questions:
 
     given: tuple[Given, ...]
     names: tuple[str, ...] | None
-    options: Options
+    options: PredictOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +111,9 @@ class Predictor:
         self._runner = open_artifact_on(self.artifact, device, threads=threads)
         return self
 
-    def check(self, given: Sequence[Any], options: Options, adapter: str | Sequence[str] | None = None) -> Questions:
+    def check(
+        self, given: Sequence[Any], options: PredictOptions, adapter: str | Sequence[str] | None = None
+    ) -> Questions:
         """What is asked, where this model can answer it; arguments as of `predict`.
 
         Raises:
@@ -271,7 +273,7 @@ def _bank(runner: ArtifactRunner) -> BankRunner:
     return runner
 
 
-def _check_options(task: Task, options: Options) -> None:
+def _check_options(task: Task, options: PredictOptions) -> None:
     if options.top_k is not None and task not in (
         Task.TEXT_CLASSIFICATION, Task.IMAGE_CLASSIFICATION, Task.FILL_MASK
     ):  # fmt: skip

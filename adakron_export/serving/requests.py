@@ -18,7 +18,7 @@ import numpy as np
 from adakron_export.artifacts.manifest import TensorInfo
 from adakron_export.errors import AdaKronError
 from adakron_export.runtimes.base import Array
-from adakron_export.serving.settings import Options
+from adakron_export.serving.settings import PredictOptions
 
 R = TypeVar("R")
 _MOST_BEAMS = 16
@@ -94,7 +94,7 @@ class Texts:
 
     given: list[Any]
     adapter: str | list[str] | None
-    options: Options
+    options: PredictOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,13 +209,13 @@ def _paired(texts: list[str], pairs: list[str] | None) -> list[Any]:
     return list(zip(texts, pairs, strict=True))
 
 
-def _options(most_new_tokens: int, **options: int | None) -> Options:
+def _options(most_new_tokens: int, **options: int | None) -> PredictOptions:
     for name, most in (("max_new_tokens", most_new_tokens), ("num_beams", _MOST_BEAMS)):
         value = options.get(name)
         if value is not None and value > most:
             raise RequestError(400, f"{name} is {value}; this server writes with at most {most}")
     try:
-        return Options(**options)
+        return PredictOptions(**options)
     except AdaKronError as error:
         raise RequestError(400, str(error)) from None
 

@@ -48,7 +48,7 @@ class ServeSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class Options:
+class PredictOptions:
     """What a caller may ask for beside the answer itself; see `predict`.
 
     Attributes:
@@ -93,7 +93,7 @@ class BulkSettings:
     adapter: str | None = None
     adapter_column: str | None = None
     text: TextSettings = field(default_factory=TextSettings)
-    options: Options = field(default_factory=Options)
+    options: PredictOptions = field(default_factory=PredictOptions)
 
     def __post_init__(self) -> None:
         """Refuse values that make no sense."""

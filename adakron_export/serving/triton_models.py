@@ -17,7 +17,7 @@ from adakron_export.runtimes.batching import padded_right
 from adakron_export.serving.jobs import Job, Reply, Worker
 from adakron_export.serving.predictor import Predictor, encoder_of, fit_text, inputs_of, prepared
 from adakron_export.serving.requests import ADAPTER, PAIR, PREDICTION, TEXT
-from adakron_export.serving.settings import Options
+from adakron_export.serving.settings import PredictOptions
 from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import padding_id
 
@@ -88,7 +88,7 @@ class AnsweringModel(_Model):
         other = given.keys() - set(_OPTIONS)
         if other:
             raise RunnerError(f"the parameter {min(other)!r} is not known; {', '.join(_OPTIONS)} are")
-        options = Options(**{name: int(value) for name, value in given.items()})
+        options = PredictOptions(**{name: int(value) for name, value in given.items()})
         return Job("", self._predictor.check(self._texts(request), options, self._strings(request, ADAPTER)))
 
     def _response(self, reply: Reply) -> Any:

@@ -12,7 +12,7 @@ from adakron_export.errors import RunnerError
 from adakron_export.runtimes.batching import BATCH_SIZE
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.serving.predictor import Predictor, Questions, check_writes
-from adakron_export.serving.settings import Options
+from adakron_export.serving.settings import PredictOptions
 from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import Text
 
@@ -61,7 +61,7 @@ def predict(
         RunnerError: There is no text, one is not of the kind that the task needs, or an option is not for the task;
             or there is no such adapter.
     """
-    options = Options(top_k, max_new_tokens, num_beams)
+    options = PredictOptions(top_k, max_new_tokens, num_beams)
     if batch_size < 1:
         raise RunnerError(f"batch_size is {batch_size}; it must be at least 1")
     _log.info("open the artifact")

@@ -341,12 +341,12 @@ def test_adapters_are_not_changed_without_a_key(bank, artifact, tmp_path):
 def test_jobs_run_together_and_one_does_not_touch_another(bank):
     worker, door = Worker(opened(bank).open("cpu"), 8), opened(bank)
     from adakron_export.serving.jobs import Job
-    from adakron_export.serving.settings import Options
+    from adakron_export.serving.settings import PredictOptions
 
     def job(text, adapter, **options):
-        return Job("bank", door.check([text], Options(**options), adapter))
+        return Job("bank", door.check([text], PredictOptions(**options), adapter))
 
-    broken = Job("bank", door.check(["\ud800"], Options(), "topic"))
+    broken = Job("bank", door.check(["\ud800"], PredictOptions(), "topic"))
     jobs = [job(TEXT, "topic"), broken, job("Thanks!", "reply"), job(TEXT, "topic", top_k=2)]
     replies = worker.answer(jobs)
     assert [reply.error is None for reply in replies] == [True, False, True, True]
