@@ -24,9 +24,9 @@ from .console import echo
 @options.overwrite
 @options.signed
 def triton(artifact: str, *, output: str, overwrite: bool, **settings: Any) -> None:
-    """Write a model repository of Triton for ARTIFACT, or for an engine of TensorRT.
+    """Write a model repository for Triton.
 
-    Backend python takes text and answers like `predict`. The others take tensors; two more models make these of text.
+    ARTIFACT may be an engine of TensorRT too. Backend python takes text and answers like `predict`. The others take tensors; two more models make these of text.
     """
     from adakron_export.verbs.triton import triton as write
 
