@@ -26,7 +26,8 @@ from .console import echo
 def triton(artifact: str, *, output: str, overwrite: bool, **settings: Any) -> None:
     """Write a model repository for Triton.
 
-    ARTIFACT may be an engine of TensorRT too. Backend python takes text and answers like `predict`. The others take tensors; two more models make these of text.
+    ARTIFACT may be an engine of TensorRT too. Backend python takes text and answers like `predict`. The others take
+    tensors, which two more models make of text.
     """
     from adakron_export.verbs.triton import triton as write
 
