@@ -12,7 +12,9 @@ from adakron_export.artifacts.adapters import read_record
 from adakron_export.errors import AdaKronError, ArtifactError
 from adakron_export.runtimes.bank import BankRunner
 from adakron_export.runtimes.base import Array
-from adakron_export.serving.predictor import Answers, Predictor, Questions
+from adakron_export.serving.answering import Answers
+from adakron_export.serving.predictor import Predictor
+from adakron_export.serving.questions import Questions
 from adakron_export.serving.requests import RequestError, Tensors
 
 _log = logging.getLogger(__name__)

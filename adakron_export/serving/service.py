@@ -28,7 +28,8 @@ from adakron_export.errors import AdaKronError
 from adakron_export.serving.jobs import Added, Job, Reply
 from adakron_export.serving.metrics import Metrics
 from adakron_export.serving.page import page
-from adakron_export.serving.predictor import Predictor, Questions
+from adakron_export.serving.predictor import Predictor
+from adakron_export.serving.questions import Questions
 from adakron_export.serving.requests import (
     PREDICTION,
     TEXT,

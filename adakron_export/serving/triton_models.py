@@ -15,9 +15,11 @@ from adakron_export.files.records import read_object
 from adakron_export.graph.layout import IDS
 from adakron_export.runtimes.batching import padded_right
 from adakron_export.serving.jobs import Job, Reply, Worker
-from adakron_export.serving.predictor import Predictor, encoder_of, fit_text, inputs_of, prepared
+from adakron_export.serving.predictor import Predictor
+from adakron_export.serving.questions import fit_text
 from adakron_export.serving.requests import ADAPTER, PAIR, PREDICTION, TEXT
 from adakron_export.serving.settings import PredictOptions
+from adakron_export.serving.texts import encoder_of, inputs_of, prepared
 from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import padding_id
 

@@ -11,7 +11,8 @@ from adakron_export.artifacts.artifact import Artifact, opened_with
 from adakron_export.errors import RunnerError
 from adakron_export.runtimes.batching import BATCH_SIZE
 from adakron_export.runtimes.table import runtime_on
-from adakron_export.serving.predictor import Predictor, Questions, check_writes
+from adakron_export.serving.predictor import Predictor
+from adakron_export.serving.questions import Questions, check_writes
 from adakron_export.serving.settings import PredictOptions
 from adakron_export.tasks import Task
 from adakron_export.tokenization.encoding import Text
