@@ -130,7 +130,7 @@ def signed(command: Callable[..., Any]) -> Callable[..., Any]:
             paths = settings.get("artifacts") or (
                 settings["artifact"] if "artifact" in settings else settings["source"],
             )
-            for path in paths:
+            for path in paths.values() if isinstance(paths, Mapping) else paths:
                 verify(path, require_signature)
         return command(**settings)
 

@@ -30,6 +30,8 @@ def arguments(models: Mapping[str, Path], settings: ServeSettings) -> dict[str, 
     """What `build` is given: the models, and the settings that are not the defaults."""
     known = asdict(ServeSettings())
     said = {name: value for name, value in asdict(settings).items() if value != known[name]}
+    if settings.adapter_root is not None:
+        said["adapter_root"] = str(Path(settings.adapter_root).resolve())  # Ray's processes run elsewhere
     return {"models": {name: str(path) for name, path in models.items()}, **said}
 
 

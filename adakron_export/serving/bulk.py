@@ -45,12 +45,14 @@ class Part:
         start: How many rows stand before them.
         count: How many they are.
         output: The name of the output file.
+        columns: The column of text, and that of second texts where there is one.
     """
 
     file: str
     start: int
     count: int
     output: str
+    columns: Sequence[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,8 +75,7 @@ class BulkResult:
 def answer_files(artifact: Path, source: str, output: Path, settings: BulkSettings) -> BulkResult:
     """Answer every row of some files; arguments as of `predict_files`."""
     check_writable(output)
-    columns = opened_with(artifact, Predictor)
-    if columns.task is Task.IMAGE_CLASSIFICATION:
+    if opened_with(artifact, Predictor).task is Task.IMAGE_CLASSIFICATION:
         raise RunnerError("rows of tables are texts; this model is for images")
     parts = _planned(artifact, source, output, settings)
     missing = [part for part in parts if not (output / part.output).is_file()]
@@ -118,7 +119,7 @@ def _planned(artifact: Path, source: str, output: Path, settings: BulkSettings) 
     files = files_of(source)
     said = {
         "artifact": sha256_of(artifact / MANIFEST),
-        "files": {str(file): file.stat().st_size for file in files},
+        "files": {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files},
         "settings": _lasting(settings),
     }
     plan = output / PLAN
@@ -146,10 +147,12 @@ def _lasting(settings: BulkSettings) -> dict[str, Any]:
 
 def _parts(file: Path, number: int, files: int, settings: BulkSettings) -> Iterator[Part]:
     rows = count_rows(file, settings.text)
+    first = read_rows(file, settings.text, 0, 1)
+    columns = text_columns(first[0], settings.text, str(file)) if first else ()
     prefix = f"{number:0{len(str(files - 1))}d}-" if files > 1 else ""
     for index, start in enumerate(range(0, rows, settings.rows_per_file)):
         count = min(settings.rows_per_file, rows - start)
-        yield Part(str(file), start, count, f"{prefix}{file.stem}-{index:05d}.parquet")
+        yield Part(str(file), start, count, f"{prefix}{file.stem}-{index:05d}.parquet", columns)
 
 
 def _run(artifact: Path, output: Path, parts: Sequence[Part], workers: int, settings: BulkSettings) -> list[str]:
@@ -200,8 +203,7 @@ class _Worker:
 
     def _answers(self, part: Part, rows: Sequence[Mapping[str, Any]], start: int) -> list[dict[str, Any]]:
         place = f"{part.file}, row "
-        columns = text_columns(rows[0], self._settings.text, part.file)
-        texts = [_text_of(row, columns, f"{place}{number}") for number, row in enumerate(rows, start + 1)]
+        texts = [_text_of(row, part.columns, f"{place}{number}") for number, row in enumerate(rows, start + 1)]
         column = self._settings.adapter_column
         adapter: Any = self._settings.adapter
         if column is not None:

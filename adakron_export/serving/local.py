@@ -139,7 +139,7 @@ def _family(host: str) -> socket.AddressFamily:
 
 @contextmanager
 def ray_here(address: str | None, cpus: int) -> Iterator[None]:
-    """Ray while the block runs: a cluster's, or one of this machine, which nobody else reaches.
+    """Ray while the block runs: the one that the process has, a cluster's, or one of this machine.
 
     Args:
         address: The cluster's.
@@ -152,9 +152,13 @@ def ray_here(address: str | None, cpus: int) -> Iterator[None]:
     for name, value in _SURROUNDINGS.items():
         os.environ.setdefault(name, value)
     if address is None:  # else Ray keeps a token in the home folder, which a container may not have
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # Ray reads it once in a process
     ray = require("ray", extra="serve")
-    quiet = {"log_to_driver": False, "logging_level": "error", "ignore_reinit_error": True}
+    if ray.is_initialized():  # by whoever calls this, who ends it too
+        yield
+        return
+    quiet = {"log_to_driver": False, "logging_level": "error"}
     _log.info("start Ray on this machine" if address is None else f"join Ray at {address}")
     with told_as(RunnerError, "Ray does not start" if address is None else f"{address}: Ray does not answer there"):
         if address is None:

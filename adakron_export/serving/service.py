@@ -123,10 +123,8 @@ class Service:
                 self._check_key(request)
             async with asyncio.timeout(self._settings.timeout_s):
                 return await endpoint(request)
-        except RequestError as error:
-            return _error(error.status, str(error))
         except AdaKronError as error:
-            return _error(400, str(error))
+            return _error(error.status if isinstance(error, RequestError) else 400, self._without_places(str(error)))
         except TimeoutError:
             return _error(408, f"there was no answer, or no whole request, within {self._settings.timeout_s:g} s")
         except ClientDisconnect:
@@ -134,6 +132,15 @@ class Service:
         except Exception as error:
             _log.error("a request failed: %s", type(error).__name__)
             return _error(500, f"this was not foreseen ({type(error).__name__})")
+
+    def _without_places(self, message: str) -> str:
+        """A message that does not say where this machine keeps its files."""
+        places = {str(predictor.artifact.folder): name for name, predictor in self._models.items()}
+        if self._settings.adapter_root is not None:
+            places[str(Path(self._settings.adapter_root).resolve())] = "adapters"
+        for place, name in places.items():
+            message = message.replace(place, name)
+        return message
 
     def _check_key(self, request: Request) -> None:
         if self._key is None:
@@ -164,8 +171,7 @@ class Service:
     @asynccontextmanager
     async def _room(self, texts: int) -> AsyncIterator[None]:
         """A place in the queue, while it is needed."""
-        if texts > self._settings.max_texts:
-            raise RequestError(413, f"there are {texts} texts; a request may have {self._settings.max_texts}")
+        self._check_count(texts)
         if self._waiting + texts > max(self._settings.max_queue, texts):
             raise _busy()
         self._waiting += texts
@@ -221,10 +227,7 @@ class Service:
             return Job(name, wanted, self._needed(name, names))
         if predictor.task is Task.IMAGE_CLASSIFICATION:
             raise RequestError(400, f"this model takes images: send pixel_values to /v2/models/{name}/infer")
-        if len(wanted.given) > self._settings.max_texts:  # before each of them is looked at
-            raise RequestError(
-                413, f"there are {len(wanted.given)} texts; a request may have {self._settings.max_texts}"
-            )
+        self._check_count(len(wanted.given))  # before each of them is looked at
         questions = predictor.check(wanted.given, wanted.options, wanted.adapter)
         self._check_tokens(predictor, questions)
         if predictor.task.writes and questions.options.max_new_tokens is None:
@@ -235,12 +238,16 @@ class Service:
         added = self._added[name]
         return tuple(added[each] for each in dict.fromkeys(adapters) if each in added)
 
+    def _check_count(self, texts: int) -> None:
+        if texts > self._settings.max_texts:
+            raise RequestError(413, f"there are {texts} texts; a request may have {self._settings.max_texts}")
+
     def _check_tokens(self, predictor: Predictor, questions: Questions) -> None:
         most = self._settings.max_tokens
         if most is None:
             return
         for number, each in enumerate(predictor.encoder.encode([*questions.given]), 1):  # type: ignore[list-item]
-            if len(each.ids) > most or each.cut:
+            if len(each.ids) > most or (each.cut and len(each.ids) == most):
                 raise RequestError(413, f"text {number} has more than {most} tokens, which is the most here")
 
     def _check_open(self) -> None:
@@ -358,7 +365,7 @@ class Service:
 
 
 _DATATYPES = {
-    "int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP16", "bfloat16": "BF16", "int8": "INT8"
+    "int64": "INT64", "int32": "INT32", "float32": "FP32", "float16": "FP16"
 }  # fmt: skip
 
 

@@ -119,9 +119,7 @@ class TritonSettings:
     )
     instances: int = option(1, "Copies of the model.", metavar="N", least=1)
     gpu: bool = option(False, "Run on a GPU.")
-    threads: int | None = option(
-        None, "Threads of each copy, in the backend python.", shown="the runtime's choice", metavar="N", least=1
-    )
+    threads: int | None = option(None, "Threads of each copy.", shown="the runtime's choice", metavar="N", least=1)
     response_cache: bool = option(False, "Let Triton remember answers; the server needs --cache-config.")
 
     def __post_init__(self) -> None:

@@ -25,6 +25,7 @@ from adakron_export.files.records import read_object
 from adakron_export.graph.layout import IDS
 from adakron_export.serving.requests import ADAPTER, PAIR, PREDICTION, TEXT
 from adakron_export.serving.settings import TritonSettings
+from adakron_export.serving.text_format import text_of
 from adakron_export.tasks import Task
 
 BACKENDS = ("onnxruntime", "python", "tensorrt")
@@ -95,7 +96,7 @@ def write_models(
             raise RunnerError("the backend python takes text; serve a model of images with onnxruntime")
         writer.answering(name, exported)
         return
-    graph = _graph(exported, backend)
+    graph = _graph(exported, backend, settings.threads)
     writer.graph(name, graph)
     if len(folders) > 1:
         _, tokens, ensemble = folders
@@ -115,11 +116,15 @@ def preferred_sizes(report: str, most: int) -> tuple[int, ...]:
     """
     try:
         content = read_object(Path(report))
-        rows = [row for row in content["latencies"] if row["side"] == content["latencies"][0]["side"]]
-        tokens = max({row["shape"][1] for row in rows}, key=[row["shape"][1] for row in rows].count)
+        sides = dict.fromkeys(row["side"] for row in content["latencies"])
+        found = [side for side in sides if side != content["reference"]] or list(sides)
+        rows = [row for row in content["latencies"] if [row["side"]] == found and len(row["shape"]) == 2]
+        tokens = max({row["shape"][1] for row in rows}, key=[row["shape"][1] for row in rows].count, default=0)
         rates = {row["shape"][0]: row["texts_per_second"] for row in rows if row["shape"][1] == tokens}
     except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
         raise RunnerError(f"{report}: no report of `adakron-export bench --json` ({error})") from error
+    if len(found) > 1:
+        raise RunnerError(f"{report} times {', '.join(found)}; give one of this artifact alone")
     rates = {size: rate for size, rate in rates.items() if 1 < size <= most}
     if len(rates) < 2:
         raise RunnerError(
@@ -129,32 +134,42 @@ def preferred_sizes(report: str, most: int) -> tuple[int, ...]:
     return tuple(sorted(size for size, rate in rates.items() if rate >= _GOOD * max(rates.values())))
 
 
-def _graph(exported: Artifact | EngineFolder, backend: str) -> _Graph:
+def _graph(exported: Artifact | EngineFolder, backend: str, threads: int | None) -> _Graph:
     manifest, folder = exported.manifest, exported.folder
-    task = Task(manifest.task)
+    task, bank = Task(manifest.task), manifest.bank
     if task.writes:
         raise RunnerError("a model that writes text runs step by step: serve it with --backend python")
-    bank, basic, plain = manifest.bank, False, False
+    basic, plain = False, False
     if isinstance(exported, EngineFolder):
-        if backend != "tensorrt" or exported.manifest.flavor != "tensorrt":
-            raise RunnerError("Triton runs engines of TensorRT alone, with the backend tensorrt")
-        if bank is not None:
-            raise RunnerError("an engine of a bank takes its stacks as inputs; serve a sealed bank with onnxruntime")
+        _check_engine(exported, backend, threads)
         files = {"model.plan": exported.engine}
     else:
-        if backend != "onnxruntime":
-            raise RunnerError("the backend tensorrt runs engines; build one: adakron-export tensorrt")
-        if bank is not None and bank.places is None:
-            raise RunnerError(
-                f"{folder} takes its adapters as inputs, which Triton does not hold: make it with `bank create "
-                "--sealed N`, or serve it with --backend python"
-            )
+        _check_artifact(exported, backend)
         basic, plain = bool(exported.manifest.disabled_optimizers), exported.manifest.plain_tokenizer
         files = {path.name: path for path in sorted(folder.glob("model.onnx*"))}
     inputs = manifest.inputs
     if bank is not None and all(each.name != IDS for each in inputs):
         inputs = (*inputs, TensorInfo(IDS, "int64", ("batch_size",)))
     return _Graph(backend, inputs, manifest.outputs, files, bank, folder, task, manifest.max_length, plain, basic)
+
+
+def _check_engine(engine: EngineFolder, backend: str, threads: int | None) -> None:
+    if backend != "tensorrt" or engine.manifest.flavor != "tensorrt":
+        raise RunnerError("Triton runs engines of TensorRT alone, with the backend tensorrt")
+    if threads is not None:
+        raise RunnerError("an engine runs on a GPU; leave threads out")
+    if engine.manifest.bank is not None:
+        raise RunnerError("an engine of a bank takes its stacks as inputs; serve a sealed bank with onnxruntime")
+
+
+def _check_artifact(artifact: Artifact, backend: str) -> None:
+    if backend != "onnxruntime":
+        raise RunnerError("the backend tensorrt runs engines; build one: adakron-export tensorrt")
+    if artifact.manifest.bank is not None and artifact.manifest.bank.places is None:
+        raise RunnerError(
+            f"{artifact.folder} takes its adapters as inputs, which Triton does not hold: make it with `bank create "
+            "--sealed N`, or serve it with --backend python"
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,16 +184,21 @@ class _Writer:
             shutil.copyfile(path, version / file)
         warm = [self._warm(name, info) for info in graph.inputs]
         optimisation = {"optimization": {"graph": {"level": -1}}} if graph.basic else {}
+        threads = (
+            {}
+            if self.settings.threads is None
+            else {"intra_op_thread_count": {"string_value": str(self.settings.threads)}}
+        )
         self._write(
             name,
             {
                 "backend": graph.backend,
-                **self._common(batched=True),
+                **self._common("KIND_GPU" if graph.backend == "tensorrt" else None),
                 "input": [_tensor(info) for info in graph.inputs],
                 "output": [_tensor(info) for info in graph.outputs],
                 **optimisation,
                 "model_warmup": _warmup(warm),
-                "parameters": _labels(graph),
+                "parameters": {**_labels(graph), **threads},
             },
         )
 
@@ -192,7 +212,7 @@ class _Writer:
         (version / "model.py").write_text(_MODEL.format(name="TokensModel"))
         config = {
             "backend": "python",
-            **self._common(batched=True),
+            **self._common("KIND_CPU"),
             "input": _text_inputs(graph.task, banked=graph.bank is not None),
             "output": [_tensor(info) for info in graph.inputs],
             "model_warmup": _warmup(self._warm_text(name, graph.task, graph.bank)),
@@ -229,7 +249,7 @@ class _Writer:
         task = Task(artifact.manifest.task)
         config = {
             "backend": "python",
-            **self._common(batched=True),
+            **self._common(),
             "input": _text_inputs(task, banked=bank is not None),
             "output": [{"name": PREDICTION, "data_type": "TYPE_STRING", "dims": [1]}],
             "model_warmup": _warmup(self._warm_text(name, task, bank)),
@@ -237,17 +257,17 @@ class _Writer:
         }
         self._write(name, config)
 
-    def _common(self, *, batched: bool) -> dict[str, Any]:
+    def _common(self, kind: str | None = None) -> dict[str, Any]:
         settings = self.settings
         batching: dict[str, Any] = {"max_queue_delay_microseconds": round(1000 * settings.batch_wait_ms)}
         if self.preferred:
             batching["preferred_batch_size"] = list(self.preferred)
-        kind = "KIND_GPU" if settings.gpu else "KIND_CPU"
+        kind = kind or ("KIND_GPU" if settings.gpu else "KIND_CPU")
         return {
             "max_batch_size": settings.max_batch_size,
             "version_policy": {"latest": {"num_versions": 1}},
             "instance_group": [{"count": settings.instances, "kind": kind}],
-            **({"dynamic_batching": batching} if batched else {}),
+            "dynamic_batching": batching,
             **({"response_cache": {"enable": True}} if settings.response_cache else {}),
         }
 
@@ -257,10 +277,10 @@ class _Writer:
         return version
 
     def _write(self, name: str, config: Mapping[str, Any]) -> None:
-        (self.folders[name] / "config.pbtxt").write_text(_text({"name": name, **config}))
+        (self.folders[name] / "config.pbtxt").write_text(text_of({"name": name, **config}))
 
     def _warm(self, name: str, info: TensorInfo) -> tuple[str, dict[str, Any]]:
-        """A text of padding and one token would be as quick; a mask of ones is all that differs from zeros."""
+        """Zeros, and a mask of ones: a text that is all padding is no text to some models."""
         shape = _warm_shape(info)
         said: dict[str, Any] = {"data_type": _TYPES[info.dtype], "dims": shape}
         if info.name != "attention_mask":
@@ -301,15 +321,8 @@ def _packed(text: str) -> bytes:
 
 
 def _text_inputs(task: Task, *, banked: bool) -> list[dict[str, Any]]:
-    def one(name: str, **more: Any) -> dict[str, Any]:
-        return {"name": name, "data_type": "TYPE_STRING", "dims": [1], **more}
-
-    found = [one(TEXT)]
-    if task is Task.QUESTION_ANSWERING:
-        found.append(one(PAIR))
-    if banked:
-        found.append(one(ADAPTER))
-    return found
+    names = [TEXT, *([PAIR] if task is Task.QUESTION_ANSWERING else []), *([ADAPTER] if banked else [])]
+    return [{"name": name, "data_type": "TYPE_STRING", "dims": [1]} for name in names]
 
 
 def _tensor(info: TensorInfo) -> dict[str, Any]:
@@ -337,33 +350,3 @@ def _labels(graph: _Graph) -> dict[str, Any]:
             for name in graph.bank.adapters
         }
     return {name: {"string_value": json.dumps(labels)} for name, labels in said.items() if labels}
-
-
-def _text(message: Mapping[str, Any], indent: str = "") -> str:
-    """A message in protobuf's text format (https://protobuf.dev/reference/protobuf/textformat-spec)."""
-    return "".join(_field(name, value, indent) for name, value in message.items() if value not in ({}, None))
-
-
-def _field(name: str, value: Any, indent: str) -> str:
-    if name in _MAPS:
-        return "".join(
-            f"{indent}{name} {{\n{_field('key', key, indent + '  ')}{_field('value', each, indent + '  ')}{indent}}}\n"
-            for key, each in value.items()
-        )
-    if isinstance(value, Mapping):
-        return f"{indent}{name} {{\n{_text(value, indent + '  ')}{indent}}}\n"
-    if isinstance(value, list):
-        if not value and name == "shape":
-            return ""
-        return "".join(_field(name, each, indent) for each in value)
-    return f"{indent}{name}: {_scalar(name, value)}\n"
-
-
-_MAPS = {"parameters", "inputs", "input_map", "output_map"}
-_ENUMS = {"data_type", "kind"}
-
-
-def _scalar(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value) if isinstance(value, int) or name in _ENUMS else json.dumps(value)

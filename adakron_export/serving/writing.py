@@ -124,7 +124,8 @@ class TextWriter:
         from adakron_export.subjects.transformers_model import OnnxModel
 
         more: dict[str, Any] = {} if num_beams is None else {"num_beams": num_beams}
-        if read_settings(self.folder / GENERATION).get("stop_strings"):
+        stops = bool(read_settings(self.folder / GENERATION).get("stop_strings"))
+        if stops:
             more["tokenizer"] = load_tokenizer(self.folder)
         names, written = self.adapters([each.source for each in encoded]), list[list[int]]()
         models: dict[str | None, OnnxModel] = {}
@@ -140,7 +141,7 @@ class TextWriter:
             )  # fmt: skip
             for row, tokens in zip(part, found[:, ids.shape[1] :].tolist(), strict=True):
                 end = next((place for place, token in enumerate(tokens, 1) if token in writing.ends), len(tokens))
-                while "tokenizer" in more and end and tokens[end - 1] == self.runner.pad_id:
+                while stops and end and tokens[end - 1] == self.runner.pad_id:
                     end -= 1  # behind a stop string that another text of the batch has not reached
                 written.append(tokens[:end])
                 if on_text is not None:

@@ -20,7 +20,7 @@ def predict_files(
     """Answer every row of some files, and write them as Parquet with all of their columns.
 
     Each output file is written in one step. A run that was killed goes on where it is called again: what is there
-    stays. What is wrong with a file does not keep the others from being written.
+    stays. A row that cannot be answered keeps its own part from being written, and no other.
 
     Args:
         artifact: The exported folder.

@@ -94,6 +94,8 @@ def checked_models(artifacts: Mapping[str, str | Path], settings: ServeSettings)
         raise RunnerError(
             f"{settings.adapter_root} is no folder; adapter_root is the one that adapters are added from"
         )
+    if not artifacts:
+        raise RunnerError("there is no model to serve")
     models = {}
     for name, path in artifacts.items():
         if not name or "/" in name:

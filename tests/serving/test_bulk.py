@@ -105,6 +105,9 @@ def test_another_run_is_not_mixed_in(demo_artifact, tmp_path, without_ray):
     csv_of(file, TEXTS[:3])
     with pytest.raises(RunnerError, match="another files"):
         predict_files(demo_artifact, file, output)
+    csv_of(file, [text[::-1] for text in TEXTS])  # other texts in as many bytes
+    with pytest.raises(RunnerError, match="another files"):
+        predict_files(demo_artifact, file, output)
     (tmp_path / "other").mkdir()
     (tmp_path / "other/mine.txt").touch()
     with pytest.raises(RunnerError, match="not empty"):
@@ -132,6 +135,15 @@ def test_each_row_has_its_adapter(tmp_path, without_ray):
         tmp_path / "bank", tmp_path / "in.parquet", tmp_path / "out", settings=BulkSettings(adapter_column="which")
     )
     close([row["prediction"] for row in rows_of(tmp_path / "out")], predict(tmp_path / "bank", TEXTS, adapter=names))
+
+
+def test_one_column_is_the_text_of_all_rows(demo_artifact, tmp_path, without_ray):
+    lines = [{"text": "Thanks!", "body": "Why?"}, {"body": "Thanks!"}]
+    (tmp_path / "in.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    result = predict_files(
+        demo_artifact, tmp_path / "in.jsonl", tmp_path / "out", settings=BulkSettings(rows_per_file=1)
+    )
+    assert "row 2: has no column 'text'" in result.failed[0]
 
 
 def test_long_texts_are_said(demo_artifact, tmp_path, without_ray):

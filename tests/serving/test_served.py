@@ -16,6 +16,8 @@ from contextlib import contextmanager
 
 import pytest
 import yaml
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from adakron_export import ServeSettings, predict, write_serve_config
 from adakron_export.errors import RunnerError
@@ -120,12 +122,24 @@ def test_a_config_file_for_clusters(demo_artifact, tmp_path, cli, monkeypatch):
     assert "serve run" in said
     text = (tmp_path / "serve.yaml").read_text()
     assert "secret" not in text
+    refused = cli("serve", demo_artifact, "--api-key", "x", "--write-config", tmp_path / "other.yaml", code=2).output
+    assert "no file holds an API key" in refused
+    assert not (tmp_path / "other.yaml").exists()
     config = yaml.safe_load(text)
     ServeDeploySchema.model_validate(config)
     assert config["applications"][0]["args"] == {"models": {"demo": str(demo_artifact)}, "replicas": 3}
     application = build(config["applications"][0]["args"])
     (replicas,) = [each for each in application._bound_deployment.init_args if hasattr(each, "_bound_deployment")]
     assert replicas._bound_deployment.num_replicas == 3
+
+
+def test_a_named_artifact_must_be_signed_where_that_is_asked(demo_artifact, cli, tmp_path):
+    key = ec.generate_private_key(ec.SECP256R1()).public_key()
+    form = serialization.PublicFormat.SubjectPublicKeyInfo
+    (tmp_path / "key.pem").write_bytes(key.public_bytes(serialization.Encoding.PEM, form))
+    said = cli("serve", f"demo={demo_artifact}", "--require-signature", tmp_path / "key.pem", code=2).output
+    assert f"{demo_artifact}" in said
+    assert "demo=" not in said
 
 
 def test_the_examples_name_what_there_is():

@@ -192,6 +192,20 @@ def test_the_end_of_a_long_text_is_not_dropped_without_a_word(artifact):
     assert Server({"demo": artifact})("/predict", {"text": ["Why?", long]})[1]["cut_off"] == [1]
     status, content, _ = Server({"demo": artifact}, max_tokens=16)("/predict", {"text": ["Why?", long]})
     assert (status, content["error"]) == (413, "text 2 has more than 16 tokens, which is the most here")
+    assert Server({"demo": artifact}, max_tokens=1000)("/predict", {"text": long})[1]["cut_off"] == [0]
+
+
+def test_no_answer_says_where_the_files_are(artifact, bank, tmp_path):
+    server = Server({"demo": artifact, "bank": bank}, api_key="secret", adapter_root=str(tmp_path))
+    (tmp_path / "empty").mkdir()
+    answers = [
+        server("/predict", {"text": TEXT, "model": "bank", "adapter": "x"}, KEY),
+        server("/predict", {"text": TEXT, "model": "demo", "adapter": "x"}, KEY),
+        load(server, "late", "empty"),
+    ]
+    for status, content, _ in answers:
+        assert status == 400
+        assert not any(str(folder) in content["error"] for folder in (artifact, bank, tmp_path))
 
 
 def test_a_full_queue_says_so(artifact):

@@ -43,6 +43,18 @@ def test_tensors_tokens_and_the_ensemble_of_both(demo_artifact, tmp_path):
     assert (tmp_path / "r/demo_from_text/1").is_dir()
 
 
+def test_how_it_runs(demo_artifact, tmp_path):
+    settings = TritonSettings(threads=3, instances=2, gpu=True, response_cache=True)
+    triton(demo_artifact, tmp_path / "r", name="demo", settings=settings)
+    graph, tokens = config(tmp_path / "r", "demo"), config(tmp_path / "r", "demo_tokens")
+    assert 'key: "intra_op_thread_count"\n  value {\n    string_value: "3"' in graph
+    assert "count: 2\n  kind: KIND_GPU" in graph
+    assert "count: 2\n  kind: KIND_CPU" in tokens  # a tokenizer has no use for a GPU
+    assert "response_cache {\n  enable: true" in graph
+    triton(demo_artifact, tmp_path / "p", name="demo", backend="python", settings=settings)
+    assert 'key: "threads"\n  value {\n    string_value: "3"' in config(tmp_path / "p", "demo")
+
+
 def test_a_repository_of_several_models(cli, demo_artifact, tmp_path):
     for name in ("one", "two"):
         said = cli("triton", demo_artifact, "-o", tmp_path / "r", "--name", name, "--backend", "python").output
@@ -79,11 +91,17 @@ def test_banks(tmp_path):
 def test_preferred_sizes_are_those_that_were_measured(demo_artifact, tmp_path):
     report, rates = tmp_path / "bench.json", {1: 40, 4: 90, 8: 97, 16: 100, 64: 200}
     rows = [{"side": "a", "shape": [size, 32], "texts_per_second": rate} for size, rate in rates.items()]
-    report.write_text(json.dumps({"latencies": [*rows, {"side": "a", "shape": [32, 128], "texts_per_second": 1000}]}))
+    slow = [{"side": "eager", "shape": [size, 32], "texts_per_second": size} for size in rates]  # PyTorch's best is 64
+    others = [{"side": "a", "shape": shape, "texts_per_second": 1000} for shape in ([32, 128], [4, 32, 16])]
+    report.write_text(json.dumps({"reference": "eager", "latencies": [*slow, *rows, *others]}))
     triton(demo_artifact, tmp_path / "r", name="demo", settings=TritonSettings(bench=str(report)))
     found = re.findall(r"preferred_batch_size: (\d+)", config(tmp_path / "r", "demo"))
     assert found == ["8", "16"]
-    report.write_text(json.dumps({"latencies": rows[:2]}))
+    both = [*rows, *({**row, "side": "b"} for row in rows)]
+    report.write_text(json.dumps({"reference": "eager", "latencies": [*slow, *both]}))
+    with pytest.raises(RunnerError, match="times a, b"):
+        triton(demo_artifact, tmp_path / "q", name="demo", settings=TritonSettings(bench=str(report)))
+    report.write_text(json.dumps({"reference": "a", "latencies": rows[:2]}))
     with pytest.raises(RunnerError, match="fewer than two"):
         triton(demo_artifact, tmp_path / "q", name="demo", settings=TritonSettings(bench=str(report)))
     report.write_text("{}")
