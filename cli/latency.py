@@ -47,7 +47,7 @@ def print_latency(report: BenchReport) -> None:
 
 
 def _times(value: float) -> str:
-    return f"{value:.2f}" if value < 100 else f"{value:.0f}"
+    return f"{value:.{2 if value < 10 else 1 if value < 100 else 0}f}"
 
 
 def _print_loads(report: BenchReport) -> None:
