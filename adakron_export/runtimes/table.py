@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from adakron_export.errors import RunnerError
+from adakron_export.machine.gpu import has_gpu
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -145,6 +146,27 @@ def runtime_on(device: str) -> Runtime:
     if device not in RUNTIMES:
         raise RunnerError(f"device {device!r} is unknown; choose {', '.join(RUNTIMES)}")
     return RUNTIMES[device]
+
+
+def check_available(device: str) -> None:
+    """Raise unless a device is here to run artifacts on; nothing is opened.
+
+    Raises:
+        RunnerError: There is no such device, or something is missing for it.
+    """
+    row = runtime_on(device)
+    missing = row.missing(installed_providers(), has_gpu=has_gpu())
+    if missing is not None:
+        raise RunnerError(f"device {device} is not available here: {missing}")
+
+
+def installed_providers() -> tuple[str, ...]:
+    """Execution providers of the ONNX Runtime that is installed; none without one."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return ()
+    import onnxruntime as ort  # noqa: TID253, RUF100
+
+    return tuple(ort.get_available_providers())
 
 
 def eager_beside(device: str) -> str:

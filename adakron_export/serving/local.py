@@ -8,6 +8,7 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from typing import Any
 
 from adakron_export.errors import RunnerError, told_as
 from adakron_export.extras import require
+from adakron_export.runtimes.table import check_available, runtime_on
 from adakron_export.serving.settings import ServeSettings
 
 _log = logging.getLogger(__name__)
@@ -131,6 +133,22 @@ def check_port(host: str, port: int) -> None:
             pass
     except OSError as error:
         raise RunnerError(f"{host}:{port} cannot be listened on ({error.strerror}); choose another --port") from error
+
+
+def check_device(device: str, address: str | None = None) -> None:
+    """Raise unless there is such a device; unless it is here, where Ray starts on this machine.
+
+    Args:
+        device: The name of a runtime.
+        address: The cluster's. What its nodes have cannot be told from here.
+
+    Raises:
+        RunnerError: The device is unknown, or not available.
+    """
+    runtime_on(device)
+    ray = sys.modules.get("ray")
+    if address is None and (ray is None or not ray.is_initialized()):
+        check_available(device)
 
 
 def _family(host: str) -> socket.AddressFamily:

@@ -12,7 +12,7 @@ from adakron_export.graph.keys import EXACT_SUMS
 from adakron_export.machine.description import describe_machine
 from adakron_export.machine.flavors import FLAVORS
 from adakron_export.machine.gpu import Gpu, first_gpu
-from adakron_export.runtimes.table import RUNTIMES, Runtime
+from adakron_export.runtimes.table import RUNTIMES, Runtime, installed_providers
 
 _EXPORT = ("onnxscript", "optimum", "peft", "requests", "safetensors", "torch", "transformers")
 _TRAIN = ("accelerate", "datasets", "matplotlib", "sklearn", "seqeval", "tensorboard", "tqdm", "yaml")
@@ -63,18 +63,10 @@ def examine() -> Examination:
         machine |= {"gpu": gpu.name, "compute_capability": gpu.compute_capability, "driver_cuda": gpu.driver_cuda}
     for name in ("device", "threads"):
         machine.pop(name)
-    providers = _providers()
+    providers = installed_providers()
     machine["integer_products"] = _integer_products() if providers else None
     versions = {**package_versions(), **_builders()}
     return Examination(machine, versions, providers, tuple(_abilities(providers, versions, gpu)))
-
-
-def _providers() -> tuple[str, ...]:
-    if importlib.util.find_spec("onnxruntime") is None:
-        return ()
-    import onnxruntime as ort  # noqa: TID253, RUF100
-
-    return tuple(ort.get_available_providers())
 
 
 def _integer_products() -> str:

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 from adakron_export.artifacts.artifact import check_artifact
 from adakron_export.extras import check_installed
-from adakron_export.runtimes.table import runtime_on
 from adakron_export.serving.settings import BulkSettings
 
 if TYPE_CHECKING:
@@ -41,7 +40,9 @@ def predict_files(
     settings = settings or BulkSettings()
     check_installed("ray", extra="serve")
     check_artifact(artifact)
-    runtime_on(settings.device)
     from adakron_export.serving.bulk import answer_files
+    from adakron_export.serving.local import check_device
+
+    check_device(settings.device, settings.address)
 
     return answer_files(Path(artifact), str(source), Path(output), settings)

@@ -45,8 +45,9 @@ def serve(
     """
     settings = settings or ServeSettings()
     check_installed("ray", extra="serve")
-    from adakron_export.serving.local import check_port, serving, wait_for_signal
+    from adakron_export.serving.local import check_device, check_port, serving, wait_for_signal
 
+    check_device(settings.device)
     models = checked_models(artifacts, settings)
     check_port(host, port)
 
@@ -82,6 +83,7 @@ def write_serve_config(
     check_writable(path)
     from adakron_export.serving.application import config
 
+    runtime_on(settings.device)
     models = checked_models(artifacts, settings)
     write_text(path, yaml.safe_dump(config(models, settings, host=host, port=port), sort_keys=False))
     return path
@@ -89,7 +91,6 @@ def write_serve_config(
 
 def checked_models(artifacts: Mapping[str, str | Path], settings: ServeSettings) -> dict[str, Path]:
     """The folders, where each can be served."""
-    runtime_on(settings.device)
     if settings.adapter_root is not None and not Path(settings.adapter_root).is_dir():
         raise RunnerError(
             f"{settings.adapter_root} is no folder; adapter_root is the one that adapters are added from"

@@ -154,6 +154,18 @@ def test_the_examples_name_what_there_is():
     assert said == config({"artifact": Path("/artifact")}, settings, host="0.0.0.0", port=8000)
 
 
+def test_a_device_must_be_where_it_is_served(cli, demo_artifact, tmp_path, monkeypatch):
+    monkeypatch.setattr("adakron_export.runtimes.table.has_gpu", lambda: False)
+    (tmp_path / "in.csv").write_text("text\nhello\n")
+    bulk = ("--ray", "--input", tmp_path / "in.csv", "-o", tmp_path / "out")
+    for words in (("serve", demo_artifact), ("predict", demo_artifact, *bulk)):
+        refused = cli(*words, "--device", "cuda", code=2).output
+        assert "device cuda is not available here: this machine has no NVIDIA GPU" in " ".join(refused.split())
+    assert not (tmp_path / "out").exists()
+    cli("serve", demo_artifact, "--device", "cuda", "--write-config", tmp_path / "serve.yaml")
+    assert "device: cuda" in (tmp_path / "serve.yaml").read_text()
+
+
 def test_what_cannot_be_served(cli, demo_artifact, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
