@@ -75,8 +75,10 @@ class _Door:
             self._own.open_all()
 
     def __serve_build_asgi_app__(self) -> Any:  # noqa: PLW3201, RUF100 - Ray Serve's name
+        from adakron_export.serving.protocol import use_bounded_heads
         from adakron_export.serving.service import Service
 
+        use_bounded_heads()
         models = {name: opened_with(path, Predictor) for name, path in self._models.items()}
         self._service = Service(models, self._ask, self._settings, os.environ.get(KEY))
         return self._service.app()

@@ -380,7 +380,9 @@ def _busy() -> RequestError:
 
 
 def _error(status: int, message: str) -> Response:
-    headers = {"retry-after": _RETRY_S} if status in (429, 503) else None
+    headers = {"retry-after": _RETRY_S} if status in (429, 503) else {}
+    if status in (408, 413):  # the rest of the request is not waited for
+        headers["connection"] = "close"
     return JSONResponse({"error": " ".join(message.split())}, status_code=status, headers=headers)
 
 

@@ -72,6 +72,9 @@ def test_served_tried_and_stopped(demo_artifact, tmp_path):
         with pytest.raises((urllib.error.URLError, ConnectionError)) as refused:
             urllib.request.urlopen(huge, timeout=60)
         assert getattr(refused.value, "code", 413) == 413
+        long_address = urllib.request.Request(f"{address}/{'a' * 70_000}")
+        with pytest.raises(urllib.error.HTTPError, match="431"):
+            urllib.request.urlopen(long_address, timeout=60)
         if CHROMIUM is not None and DRIVER is not None:
             try_page(address)
         under_way = []
