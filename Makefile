@@ -13,6 +13,9 @@ FLOOR_HUB := huggingface-hub==1.5.0
 FLOOR   := click==8.1.8 jinja2==3.1.6 msgspec==0.19.0 onnx==1.21.0 onnxruntime==1.23.2 onnxscript==0.7.2 onnx-ir==1.0.0 \
 	peft==0.21.0 safetensors==0.5.3 tokenizers==0.22.0 transformers==5.10.0
 
+# The tests start hundreds of processes; each would compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help venv demo test slow fuzz gpu gpu-all lint types docs floor interop triton bindings wheel clean
 

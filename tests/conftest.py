@@ -13,6 +13,7 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # the workers share the cores; with more each waits for the others
+os.environ["TORCH_FAKE_TENSOR_DISPATCH_CACHE"] = "0"  # looking up tiny models costs more than tracing them
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach for the hub
 os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
 sys.path.insert(0, str(Path(__file__).parent))

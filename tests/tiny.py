@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -71,21 +71,19 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 # Architectures whose code is that of another one here: `make slow` has them too.
 _ALIKE = ("xlm-roberta", "camembert", "mistral", "qwen2")
-_UNLIKE = ("bert", "deberta-v2", "gpt2", "llama", "vit")  # whose graphs differ most
 
 
-def _named(fast: Callable[[str], bool], *values: Any) -> list[Any]:
-    return [pytest.param(name, *values, marks=[] if fast(name) else [pytest.mark.slow]) for name in CONFIGS]
+def first(count: int, values: Iterable[Any]) -> list[Any]:
+    """Values of a parametrised test; `make test` has the first ones, `make slow` all of them."""
+    return [
+        value
+        if place < count
+        else pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=pytest.mark.slow)
+        for place, value in enumerate(values)
+    ]
 
 
-EVERY = _named(lambda name: name not in _ALIKE)
-
-
-def unlike(*values: Any) -> list[Any]:
-    """Each architecture with further values of a parametrised test; `make test` has those that differ most."""
-    return _named(lambda name: name in _UNLIKE, *values)
-
-
+EVERY = first(len(CONFIGS) - len(_ALIKE), sorted(CONFIGS, key=_ALIKE.__contains__))
 NATURAL_TASK = {
     **dict.fromkeys(CONFIGS, Task.TEXT_CLASSIFICATION),
     **dict.fromkeys(("gpt2", "llama", "mistral", "qwen2", "qwen3"), Task.TEXT_GENERATION),

@@ -8,6 +8,7 @@ module tree with its settings, the weights, the configuration, the inputs and th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
+from torch.onnx._internal._lazy_import import onnxscript_apis
 
 _PLAIN = (bool, int, float, str, tuple, Enum, type(None))
 _PLACES = ("name_or_path", "_name_or_path")  # of the folder, which changes nothing
@@ -62,4 +64,6 @@ def traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "capture", kept)
+        # PyTorch compiles its 500 translations anew for each model.
+        patch.setattr(onnxscript_apis, "get_torchlib_ops", functools.cache(onnxscript_apis.get_torchlib_ops))
         yield

@@ -13,7 +13,7 @@ from adakron_export.adapter.bottleneck.layer import BottleneckLayer
 from adakron_export.checkpoints.kinds import base_of
 from adakron_export.errors import AdapterConfigError, AdapterUseError
 from adakron_export.tasks import peft_task_type
-from tiny import CONFIGS, NATURAL_TASK, backbone_of, inputs_of
+from tiny import CONFIGS, NATURAL_TASK, backbone_of, first, inputs_of
 
 PFEIFFER = {}
 HOULSBY = {"position": "both", "original_ln_before": False, "activation": "silu"}
@@ -213,17 +213,20 @@ def test_a_projection_that_is_not_known_takes_what_reads_it_alone():
 
 @pytest.mark.parametrize(
     ("model_type", "target", "dtype", "settings"),
-    [
-        ("bert", "portable", "fp32", {**HOULSBY, "activation": "leaky_relu"}),
-        ("bert", "ort-cpu", "fp32", PFEIFFER),
-        ("bert", "ort-cpu", "int8", HOULSBY),
-        ("roberta", "ort-cpu", "fp16", PARALLEL),
-        ("distilbert", "openvino", "fp32", HOULSBY),
-        ("gpt2", "ort-cpu", "fp32", {"position": "both", "activation": "gelu_tanh"}),
-        ("deberta-v2", "ort-cpu", "int4", {"position": "both"}),
-        ("vit", "portable", "fp32", {"position": "both", "original_ln_after": False, "residual_before_ln": False}),
-        ("albert", "portable", "fp32", PARALLEL),
-    ],
+    first(
+        4,
+        [
+            ("bert", "portable", "fp32", {**HOULSBY, "activation": "leaky_relu"}),
+            ("roberta", "ort-cpu", "fp16", PARALLEL),
+            ("gpt2", "ort-cpu", "fp32", {"position": "both", "activation": "gelu_tanh"}),
+            ("bert", "ort-cpu", "int8", HOULSBY),
+            ("bert", "ort-cpu", "fp32", PFEIFFER),
+            ("distilbert", "openvino", "fp32", HOULSBY),
+            ("deberta-v2", "ort-cpu", "int4", {"position": "both"}),
+            ("vit", "portable", "fp32", {"position": "both", "original_ln_after": False, "residual_before_ln": False}),
+            ("albert", "portable", "fp32", PARALLEL),
+        ],
+    ),
 )
 def test_it_travels(model_type, target, dtype, settings, tmp_path):
     result = export_onnx(save(tmp_path, model_type, **settings), tmp_path / "out", target=target, dtype=dtype)

@@ -14,7 +14,7 @@ from adakron_export.checkpoints.loading import load_checkpoint
 from adakron_export.errors import CheckpointError, ExportError
 from adakron_export.tasks import peft_task_type
 from conftest import ROOT
-from tiny import NATURAL_TASK, backbone_of, inputs_of
+from tiny import NATURAL_TASK, backbone_of, first, inputs_of
 
 _ATTENTION = {"target_modules": ["query", "value"]}
 MERGED = {  # what each method needs beside these targets, so that it does something
@@ -161,18 +161,18 @@ def test_a_head_of_several_layers_comes_along(method, tmp_path):
 
 
 ARCHITECTURES = {
+    "gpt2": ["c_attn", "c_proj", "c_fc"],
+    "deberta": ["in_proj", "dense"],
+    "vit": "all-linear",
     "bert": ["query", "value", "dense"],
     "roberta": ["query", "value"],
     "distilbert": ["q_lin", "v_lin", "lin2"],
-    "deberta": ["in_proj", "dense"],
     "deberta-v2": ["query_proj", "value_proj", "dense"],
-    "gpt2": ["c_attn", "c_proj", "c_fc"],
     "qwen3": "all-linear",
-    "vit": "all-linear",
 }
 
 
-@pytest.mark.parametrize("model_type", ARCHITECTURES)
+@pytest.mark.parametrize("model_type", first(3, ARCHITECTURES))
 @pytest.mark.filterwarnings("ignore")
 def test_lora_travels_on_every_architecture(model_type, tmp_path):
     checkpoint = save(tmp_path, model_type, noise=0.05, r=4, lora_alpha=32, target_modules=ARCHITECTURES[model_type])

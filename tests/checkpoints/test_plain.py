@@ -9,7 +9,7 @@ from adakron_export import Subject, create_bank, export_engine, export_onnx, ins
 from adakron_export.checkpoints.finding import find_checkpoint
 from adakron_export.errors import CheckpointError, ExportError
 from adakron_export.tasks import Task
-from tiny import backbone_of, save_backbone
+from tiny import backbone_of, first, save_backbone
 
 
 def save(folder, model_type="bert", task=None):
@@ -19,14 +19,17 @@ def save(folder, model_type="bert", task=None):
 
 @pytest.mark.parametrize(
     ("model_type", "task"),
-    [
-        ("bert", None),
-        ("distilbert", Task.QUESTION_ANSWERING),
-        ("roberta", Task.FILL_MASK),
-        ("gpt2", None),
-        ("vit", None),
-        ("mpnet", Task.FEATURE_EXTRACTION),
-    ],
+    first(
+        3,
+        [
+            ("distilbert", Task.QUESTION_ANSWERING),
+            ("gpt2", None),
+            ("mpnet", Task.FEATURE_EXTRACTION),
+            ("bert", None),
+            ("roberta", Task.FILL_MASK),
+            ("vit", None),
+        ],
+    ),
 )
 def test_a_whole_model_travels(model_type, task, tmp_path):
     model = save(tmp_path / "model", model_type, task)

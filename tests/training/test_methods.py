@@ -10,14 +10,14 @@ from transformers import AutoModelForSequenceClassification
 from adakron_export import Recipe, export_onnx, load_model, predict, train
 from adakron_export.checkpoints.finding import find_checkpoint
 from adakron_export.errors import AdapterConfigError, TrainingError
-from tiny import save_backbone
+from tiny import first, save_backbone
 
 ROWS = [("the film was good", "up"), ("the plot was awful", "down"), ("a great actor", "up"), ("a sad film", "down")]
 METHODS = {
-    "bottleneck": {"reduction_factor": 4.0},
+    "lora": {"r": 4, "lora_alpha": 16.0},
     "houlsby": {"method": "bottleneck", "position": "both", "original_ln_before": False, "activation": "silu", "r": 6},
     "parallel": {"method": "bottleneck", "parallel": True, "scaling": 2.0},
-    "lora": {"r": 4, "lora_alpha": 16.0},
+    "bottleneck": {"reduction_factor": 4.0},
 }
 
 
@@ -46,7 +46,7 @@ def recipe_of(backbone, data, method, **changes):
     return Recipe(backbone=str(backbone), data=str(data), **{**settings, **changes})
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", first(2, METHODS))
 def test_a_method_learns_and_is_exported(method, backbone, data, tmp_path):
     result = train(recipe_of(backbone, data, method), tmp_path / "out")
     assert result.metrics["accuracy"] == 1.0

@@ -133,6 +133,7 @@ def test_a_tuning_that_makes_no_sense_is_refused(artifact, name, value):
         open_artifact(artifact)
 
 
+@pytest.mark.slow
 def test_it_measures_for_real(artifact):
     with stages() as said:
         report = tune(artifact, shapes=[(1, 8)], budget_s=0.5)

@@ -45,7 +45,7 @@ from adakron_export.timing.baseline import read_baseline, save_baseline
 from adakron_export.training.recipe import make_recipe, read_settings
 from conftest import ADAPTERHUB, DEMO, reference_case
 
-CASES, SEED = int(os.environ.get("FUZZ_CASES", "2000")), int(os.environ.get("FUZZ_SEED", "0"))
+CASES, SEED = int(os.environ.get("FUZZ_CASES", "1000")), int(os.environ.get("FUZZ_SEED", "0"))
 SECONDS, BYTES = 20, 2**30
 MACHINE = {"processor": "one", "cores": 2}
 IDS = np.array([[2, 9, 3]])
