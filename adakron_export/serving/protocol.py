@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 HEAD_BYTES = 2**16
 HEAD_S = 20.0
+_TOO_LARGE = f"the address and the headers of a request have at most {HEAD_BYTES} bytes"
 
 
 def use_bounded_heads() -> None:
@@ -24,7 +25,7 @@ class BoundedProtocol(HttpToolsProtocol):
     """One connection: heads that are too large are answered 431, those that take too long 408."""
 
     _timer: asyncio.TimerHandle | None = None  # there is one while a head is waited for
-    _in_body = False
+    _in_body = _large = False
     _head_bytes = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -45,11 +46,14 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._timer is not None:
             self._head_bytes += len(data)
             if self._head_bytes > HEAD_BYTES:
-                self._refuse(431, f"the address and the headers of a request have at most {HEAD_BYTES} bytes")
+                self._refuse(431, _TOO_LARGE)
 
     def on_headers_complete(self) -> None:
-        """The head is there."""
+        """The head is there; it may have come at once with a body."""
         self._stop_timer()
+        if len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > HEAD_BYTES:
+            self._large = True
+            raise ValueError(_TOO_LARGE)  # the parser stops, and `send_400_response` is called
         self._in_body = True
         super().on_headers_complete()
 
@@ -59,8 +63,8 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Refuse what is not HTTP."""
-        self._refuse(400, msg)
+        """Refuse what is not HTTP, or too large."""
+        self._refuse(*((431, _TOO_LARGE) if self._large else (400, msg)))
 
     def _await_head(self) -> None:
         self._head_bytes = 0

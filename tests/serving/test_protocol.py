@@ -79,7 +79,14 @@ def test_drops_keep_no_connection_open(connect):
 
 
 @pytest.mark.parametrize(
-    "sent", [b"GET /" + b"a" * 70_000, GET + b"X-a: " + b"b" * 70_000, GET + b"X-a: b\r\n" * 9_000]
+    "sent",
+    [
+        b"GET /" + b"a" * 70_000,
+        b"GET /" + b"a" * 70_000 + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+        GET + b"X-a: " + b"b" * 70_000,
+        GET + b"X-a: b\r\n" * 9_000,
+        GET + b"X-a: b\r\n" * 17_000 + b"\r\n",
+    ],
 )
 def test_a_head_that_is_too_large_is_refused(sent, connect):
     connection = connect()
