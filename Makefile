@@ -70,7 +70,7 @@ docs: venv ## Build the site of the documentation in out/site
 floor: venv ## Test with the lowest versions that are allowed, beside the torch that is there
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade --target out/floor $(FLOOR_HUB) 2>/dev/null
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target out/floor $(FLOOR)
-	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto tests/adapter/test_peft_contract.py tests/verbs/test_export.py
+	PYTHONPATH=out/floor $(BIN)/python -m pytest -n auto -m "not slow and not gpu" tests/adapter/test_peft_contract.py tests/verbs/test_export.py
 
 interop: venv ## Open artifacts in optimum-onnx, onnxruntime-genai, sentence-transformers and transformers.js
 	PYTHONPATH=tests $(BIN)/python tests/interop/optimum_onnx.py

@@ -5,16 +5,19 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import torch
+
 from adakron_export.extras import package_versions
 from adakron_export.machine.description import describe_machine
 
 
 def describe() -> dict[str, Any]:
-    """Processor, cores, memory and versions."""
+    """Processor, cores, widest instructions, memory and versions."""
     machine = describe_machine(device="cpu", threads=None)
     return {
         "processor": machine["processor"],
         "cores": machine["cores"],
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "memory_gb": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 1e9),
         "versions": package_versions(),
     }

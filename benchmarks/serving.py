@@ -5,7 +5,7 @@ with random weights where nothing else is said. All runs on this machine: the ca
 
 - `batching`: 32 callers, texts of 32 tokens: requests a second, over an own server (uvicorn) that runs each request by
   itself with `OnnxModel`, and over `run_texts` in one process with batches of 32. The sides take turns.
-- `delay`: arrivals by chance at half of the largest rate: p50 and p99.
+- `delay`: arrivals by chance at half of the largest rate: p50 and p99, with one replica and with two.
 - `bank`: 16 adapters drawn by a Zipf law, one bank beside 16 artifacts behind one server: requests a second, memory.
 - `kills`: two replicas (the demo), one of them killed each minute: what was lost.
 - `memory`: what a server (the demo) has resident after 1,000 requests and after 100,000.
@@ -74,11 +74,11 @@ def main() -> None:
     found: dict[str, Any] = {}
     for part in options.parts or PARTS:
         with tempfile.TemporaryDirectory() as folder:
-            found[part] = PARTS[part](Path(folder), options)
+            found[part] = {"machine": describe(), **PARTS[part](Path(folder), options)}
         print(part, json.dumps(found[part], indent=2), flush=True)
         if options.output:
             before = json.loads(options.output.read_text()) if options.output.exists() else {}
-            options.output.write_text(json.dumps({**before, **describe(), **found}, indent=2) + "\n")
+            options.output.write_text(json.dumps({**before, **found}, indent=2) + "\n")
 
 
 def batching(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -97,12 +97,27 @@ def batching(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
 
 
 def delay(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
-    """Milliseconds at half of the largest rate."""
-    with serving([str(bert(folder))]):
+    """Milliseconds at half of the largest rate, of one replica with all cores and of two that share them, in turn."""
+    artifact = str(bert(folder))
+    with serving([artifact]):
+        called(closed, CALLERS, 5)
         largest = called(closed, CALLERS, options.seconds)["rate"]
-        seconds = sorted(called(arriving, largest / 2, 4 * options.seconds)["seconds"])
-    p50, p99 = (1000 * float(np.quantile(seconds, share)) for share in (0.5, 0.99))
-    return {"largest_rate": largest, "p50_ms": p50, "p99_ms": p99, "p99_over_p50": p99 / p50, "requests": len(seconds)}
+    seconds: dict[str, list[float]] = {"1": [], "2": []}
+    for _ in range(options.rounds):
+        for replicas, found in seconds.items():
+            with serving([artifact, "--replicas", replicas]):
+                called(closed, CALLERS, 5)
+                found += called(arriving, largest / 2, 4 * options.seconds)["seconds"]
+    p50, p99 = (
+        {side: 1000 * float(np.quantile(found, share)) for side, found in seconds.items()} for share in (0.5, 0.99)
+    )
+    return {
+        "largest_rate": largest,
+        "p50_ms": p50,
+        "p99_ms": p99,
+        "p99_over_p50": {side: p99[side] / p50[side] for side in seconds},
+        "requests": {side: len(found) for side, found in seconds.items()},
+    }
 
 
 def bank(folder: Path, options: argparse.Namespace) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -65,11 +67,10 @@ def serve(
     if api_key is None and not is_loopback(host):
         echo(f"warning: {host} is open to other machines, and no --api-key is set", err=True)
 
-    def ready(address: str) -> None:
+    def ready(address: str, example: dict[str, str] | None) -> None:
         echo(f"serving {', '.join(artifacts)} at {address} (Ctrl-C stops)")
-        first = next(iter(artifacts))
-        which = "" if len(artifacts) == 1 else f', "model": "{first}"'
-        echo(f"""try: curl {address}/predict -d '{{"text": "Hello"{which}}}'""")
+        if example is not None:
+            echo(f"try: curl {address}/predict -d {shlex.quote(json.dumps(example))}")
 
     stopped = run(artifacts, host=host, port=port, api_key=api_key, settings=given, on_ready=ready)
     echo(f"stopped by {stopped}", err=True)

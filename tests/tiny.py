@@ -69,8 +69,8 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "initializer_range": 0.2,
     },
 }
-# Architectures whose code is that of another one here: `make slow` has them too.
-_ALIKE = ("xlm-roberta", "camembert", "mistral", "qwen2")
+# Architectures whose code is that of another one here, or which other tests export: `make slow` has them too.
+_ALIKE = ("roberta", "xlm-roberta", "camembert", "electra", "deberta", "albert", "llama", "mistral", "qwen2")
 
 
 def first(count: int, values: Iterable[Any]) -> list[Any]:

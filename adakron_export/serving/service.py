@@ -12,6 +12,7 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import wraps
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,8 @@ class Service:
 
     def _job(self, name: str, wanted: Texts | Tensors) -> Job:
         predictor = self._models[name]
+        if wanted.adapter is None and predictor.adapters:
+            wanted = replace(wanted, adapter=self._settings.adapter)
         if isinstance(wanted, Tensors):
             names = [wanted.adapter] if isinstance(wanted.adapter, str) else wanted.adapter or []
             predictor.check_adapters(wanted.adapter, max(1, len(names)))
@@ -272,10 +275,13 @@ class Service:
 
     async def _page(self, _request: Request) -> Response:
         html, headers = page(
-            {name: list(predictor.adapters) for name, predictor in self._models.items()},
+            {name: self._offered(predictor) for name, predictor in self._models.items()},
             needs_key=self._key is not None,
         )
         return HTMLResponse(html, headers=headers)
+
+    def _offered(self, predictor: Predictor) -> list[str]:
+        return sorted(predictor.adapters, key=lambda name: name != self._settings.adapter)
 
     async def _metrics(self, _request: Request) -> Response:
         content, kind = self.metrics.page()

@@ -38,6 +38,10 @@ class ServeSettings:
         None, "Most models that a replica holds; the one that rested longest makes room.", shown="all", metavar="N",
         least=1,
     )  # fmt: skip
+    adapter: str | None = option(
+        None, "Adapter of a bank that answers where a request names none.", shown="requests must name one",
+        metavar="NAME",
+    )  # fmt: skip
     adapter_root: str | None = option(
         None, "Folder whose adapters may be added to a bank that is served.", metavar="DIR"
     )

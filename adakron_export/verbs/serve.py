@@ -7,13 +7,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-from adakron_export.artifacts.artifact import Artifact, opened_with
+from adakron_export.artifacts.artifact import opened_with
 from adakron_export.errors import RunnerError
 from adakron_export.extras import check_installed, require
 from adakron_export.files.staging import check_writable, write_text
 from adakron_export.runtimes.table import runtime_on
 from adakron_export.serving.predictor import Predictor
 from adakron_export.serving.settings import ServeSettings
+from adakron_export.tasks import Task
 
 
 def serve(
@@ -23,7 +24,7 @@ def serve(
     port: int = 8000,
     api_key: str | None = None,
     settings: ServeSettings | None = None,
-    on_ready: Callable[[str], Any] | None = None,
+    on_ready: Callable[[str, dict[str, str] | None], Any] | None = None,
 ) -> str:
     """Serve artifacts until the process is told to stop; then nothing more is taken, and what is under way answered.
 
@@ -33,7 +34,8 @@ def serve(
         port: On which port.
         api_key: What callers must show, as ``Authorization: Bearer KEY``. Without, adapters cannot be changed.
         settings: The limits of a request, how much waits, and on what it runs.
-        on_ready: Called with the server's address.
+        on_ready: Called with the server's address, and with a body of ``/predict`` that the first model answers; with
+            ``None`` where a text alone is no question to it.
 
     Returns:
         The name of the signal that ended it.
@@ -51,9 +53,9 @@ def serve(
     models = checked_models(artifacts, settings)
     check_port(host, port)
 
-    with serving(models, settings, host=host, port=port, api_key=api_key) as address:
+    with serving(_folders(models), settings, host=host, port=port, api_key=api_key) as address:
         if on_ready is not None:
-            on_ready(address)
+            on_ready(address, _example(models, settings))
         return wait_for_signal()
 
 
@@ -85,12 +87,12 @@ def write_serve_config(
 
     runtime_on(settings.device)
     models = checked_models(artifacts, settings)
-    write_text(path, yaml.safe_dump(config(models, settings, host=host, port=port), sort_keys=False))
+    write_text(path, yaml.safe_dump(config(_folders(models), settings, host=host, port=port), sort_keys=False))
     return path
 
 
-def checked_models(artifacts: Mapping[str, str | Path], settings: ServeSettings) -> dict[str, Path]:
-    """The folders, where each can be served."""
+def checked_models(artifacts: Mapping[str, str | Path], settings: ServeSettings) -> dict[str, Predictor]:
+    """The models, where each can be served; they are not opened."""
     if settings.adapter_root is not None and not Path(settings.adapter_root).is_dir():
         raise RunnerError(
             f"{settings.adapter_root} is no folder; adapter_root is the one that adapters are added from"
@@ -101,12 +103,28 @@ def checked_models(artifacts: Mapping[str, str | Path], settings: ServeSettings)
     for name, path in artifacts.items():
         if not name or "/" in name:
             raise RunnerError(f"{name!r} cannot be the name of a model; it stands in addresses")
-        models[name] = opened_with(path, _checked)
+        models[name] = opened_with(path, Predictor)
+        if settings.adapter is not None:
+            models[name].check_adapters(settings.adapter, 1)
     return models
 
 
-def _checked(artifact: Artifact) -> Path:
-    return Predictor(artifact).artifact.folder.resolve()
+def _folders(models: Mapping[str, Predictor]) -> dict[str, Path]:
+    return {name: predictor.artifact.folder.resolve() for name, predictor in models.items()}
+
+
+def _example(models: Mapping[str, Predictor], settings: ServeSettings) -> dict[str, str] | None:
+    name, predictor = next(iter(models.items()))
+    if predictor.task in (Task.FILL_MASK, Task.IMAGE_CLASSIFICATION):
+        return None
+    asked = {"text": "Hello"}
+    if predictor.task is Task.QUESTION_ANSWERING:
+        asked = {"text": "Who wrote it?", "pair": "Ada wrote it."}
+    if len(models) > 1:
+        asked["model"] = name
+    if predictor.adapters and settings.adapter is None:
+        asked["adapter"] = next(iter(predictor.adapters))
+    return asked
 
 
 def is_loopback(host: str) -> bool:

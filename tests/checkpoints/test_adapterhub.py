@@ -19,10 +19,10 @@ from conftest import ADAPTERHUB
 ROOT = ADAPTERHUB
 CASES = sorted(folder.name for folder in ROOT.iterdir() if (folder / "case.json").is_file())
 EXPORTED = (  # one of each form of the graph
-    "adapter-plus", "compacter", "deberta-v2-pfeiffer", "fuse-houlsby", "gated", "gpt2-pfeiffer", "head-questions",
-    "ia3", "invertible", "parallel",
+    "adapter-plus", "compacter", "fuse-houlsby", "gated", "gpt2-pfeiffer", "head-questions", "ia3", "invertible",
     *(pytest.param(name, marks=pytest.mark.slow) for name in (
-        "distilbert-parallel", "head-tagging", "houlsby", "lora", "own-norms", "pfeiffer", "vit-houlsby",
+        "deberta-v2-pfeiffer", "distilbert-parallel", "head-tagging", "houlsby", "lora", "own-norms", "parallel",
+        "pfeiffer", "vit-houlsby",
     )),
 )  # fmt: skip
 

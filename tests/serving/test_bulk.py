@@ -13,10 +13,9 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from adakron_export import BankSettings, BulkSettings, Subject, TextSettings, create_bank, predict, predict_files
+from adakron_export import BulkSettings, TextSettings, predict, predict_files
 from adakron_export.errors import DataError, RunnerError
 from adakron_export.serving import bulk
-from conftest import DEMO
 
 TEXTS = [
     "The printer stopped working",
@@ -125,16 +124,12 @@ def test_what_is_wrong_with_a_part_keeps_no_other_from_being_written(demo_artifa
     assert [file.name for file in sorted(output.glob("*.parquet"))] == ["in-00000.parquet", "in-00002.parquet"]
 
 
-def test_each_row_has_its_adapter(tmp_path, without_ray):
-    subjects = {"topic": Subject(DEMO, DEMO / "backbone"), "reply": Subject(DEMO / "reply", DEMO / "backbone")}
-    create_bank(subjects, tmp_path / "bank", settings=BankSettings(validate=False))
+def test_each_row_has_its_adapter(bank, tmp_path, without_ray):
     names = ["topic", "reply", "topic", "reply", "reply"]
     table = pyarrow.table({"text": TEXTS, "which": names})
     pyarrow.parquet.write_table(table, tmp_path / "in.parquet")
-    predict_files(
-        tmp_path / "bank", tmp_path / "in.parquet", tmp_path / "out", settings=BulkSettings(adapter_column="which")
-    )
-    close([row["prediction"] for row in rows_of(tmp_path / "out")], predict(tmp_path / "bank", TEXTS, adapter=names))
+    predict_files(bank, tmp_path / "in.parquet", tmp_path / "out", settings=BulkSettings(adapter_column="which"))
+    close([row["prediction"] for row in rows_of(tmp_path / "out")], predict(bank, TEXTS, adapter=names))
 
 
 def test_one_column_is_the_text_of_all_rows(demo_artifact, tmp_path, without_ray):

@@ -1,7 +1,9 @@
 """A real server: Ray Serve started by the command, asked over HTTP and in a browser, and stopped."""
 
+import contextlib
 import json
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -12,7 +14,6 @@ import time
 import urllib.error
 import urllib.request
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import yaml
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from adakron_export import ServeSettings, predict, write_serve_config
 from adakron_export.errors import RunnerError
+from adakron_export.serving import local
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 TEXT = "The printer stopped working after the update"
@@ -31,7 +33,7 @@ def free_port():
         return server.getsockname()[1]
 
 
-@contextmanager
+@contextlib.contextmanager
 def served(folder, *words):
     """The address of a server, and its process."""
     command = [sys.executable, "-m", "adakron_export.cli", "serve", *map(str, words), "--port", str(free_port())]
@@ -169,7 +171,25 @@ def test_a_device_must_be_where_it_is_served(cli, demo_artifact, tmp_path, monke
     assert "device: cuda" in (tmp_path / "serve.yaml").read_text()
 
 
-def test_what_cannot_be_served(cli, demo_artifact, tmp_path):
+def test_the_line_that_it_shows_is_answered(cli, demo_artifact, bank, monkeypatch):
+    """The server's place is taken by nothing: what it would answer is tested with the service."""
+    monkeypatch.setattr(local, "serving", lambda *_, **__: contextlib.nullcontext("http://here"))
+    monkeypatch.setattr(local, "wait_for_signal", lambda: "SIGTERM")
+    two = [f"demo={demo_artifact}", f"bank={bank}"]
+    for words, asked in (
+        ([demo_artifact], {"text": "Hello"}),
+        ([bank], {"text": "Hello", "adapter": "topic"}),
+        ([bank, "--adapter", "reply"], {"text": "Hello"}),
+        (two, {"text": "Hello", "model": "demo"}),
+        (two[::-1], {"text": "Hello", "model": "bank", "adapter": "topic"}),
+    ):
+        shown = cli("serve", *words, "--port", free_port()).stdout.splitlines()[-1]
+        *command, body = shlex.split(shown)
+        assert command == ["try:", "curl", "http://here/predict", "-d"]
+        assert json.loads(body) == asked
+
+
+def test_what_cannot_be_served(cli, demo_artifact, bank, tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         assert "choose another --port" in cli("serve", demo_artifact, "--port", port, code=2).output
@@ -178,6 +198,8 @@ def test_what_cannot_be_served(cli, demo_artifact, tmp_path):
         ([demo_artifact, demo_artifact], "two artifacts"),
         ([f"a/b={demo_artifact}"], "name of a model"),
         ([demo_artifact, "--replicas", 0], "at least 1"),
+        ([demo_artifact, "--adapter", "topic"], "is no bank"),
+        ([bank, "--adapter", "none"], "no adapter 'none'; it has topic, reply"),
         ([demo_artifact, "--adapter-root", tmp_path / "none"], "is no folder"),
     ):
         assert why in cli("serve", *words, "--port", free_port(), code=2).output

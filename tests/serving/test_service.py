@@ -3,18 +3,18 @@
 import asyncio
 import json
 import logging
+import re
 import shutil
 
 import numpy as np
 import pytest
 
-from adakron_export import BankSettings, Subject, create_bank, predict
+from adakron_export import predict
 from adakron_export.artifacts.artifact import opened_with
 from adakron_export.serving.jobs import Reply, Worker
 from adakron_export.serving.predictor import Predictor
 from adakron_export.serving.service import Service
 from adakron_export.serving.settings import ServeSettings
-from conftest import DEMO
 
 TEXT = "The printer stopped working after the update"
 KEY = {"authorization": "Bearer secret"}
@@ -23,15 +23,6 @@ KEY = {"authorization": "Bearer secret"}
 @pytest.fixture
 def artifact(demo_artifact):
     return demo_artifact
-
-
-@pytest.fixture(scope="module")
-def bank(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("served") / "bank"
-    members = {"topic": DEMO, "reply": DEMO / "reply"}
-    subjects = {name: Subject(path, DEMO / "backbone") for name, path in members.items()}
-    create_bank(subjects, folder, settings=BankSettings(validate=False))
-    return folder
 
 
 class Server:
@@ -300,6 +291,27 @@ def test_adapters_of_a_bank(bank):
     ways = [infer | {"parameters": {"adapter": "reply"}}, {"inputs": [*infer["inputs"], named]}]
     found = [json.loads(server("/v2/models/bank/infer", way)[1]["outputs"][0]["data"][0]) for way in ways]
     assert [each["label"] for each in found] == [labels[1]] * 2
+
+
+def test_an_adapter_for_who_names_none(bank, artifact):
+    server = Server({"bank": bank, "demo": artifact}, adapter="reply")
+    infer = {"inputs": [{"name": "text", "shape": [1], "datatype": "BYTES", "data": [TEXT]}]}
+    label = predict(bank, [TEXT], adapter="reply")[0]["label"]
+    assert server("/predict", {"text": TEXT, "model": "bank"})[1]["predictions"][0]["label"] == label
+    assert label in str(server("/v2/models/bank/infer", infer)[1]["outputs"][0]["data"])
+    tensors = {"inputs": [
+        {"name": name, "shape": [1, 2], "datatype": "INT64", "data": [1, 1]}
+        for name in ("input_ids", "attention_mask", "token_type_ids")
+    ]}  # fmt: skip
+    found = [
+        server("/v2/models/bank/infer", tensors | {"parameters": parameters})[1]["outputs"][0]["data"]
+        for parameters in ({}, {"adapter": "reply"}, {"adapter": "topic"})
+    ]
+    assert found[0] == found[1] != found[2]
+    named = server("/predict", {"text": TEXT, "model": "bank", "adapter": "topic"})[1]["predictions"][0]["label"]
+    assert named == predict(bank, [TEXT], adapter="topic")[0]["label"]
+    assert server("/predict", {"text": TEXT, "model": "demo"})[0] == 200
+    assert re.search(r'"bank": ?\["reply", ?"topic"\]', server("/")[1])  # the page offers it first
 
 
 def load(server, adapter, folder=None, headers=KEY, end="load"):
