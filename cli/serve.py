@@ -70,7 +70,8 @@ def serve(
     def ready(address: str, example: dict[str, str] | None) -> None:
         echo(f"serving {', '.join(artifacts)} at {address} (Ctrl-C stops)")
         if example is not None:
-            echo(f"try: curl {address}/predict -d {shlex.quote(json.dumps(example))}")
+            key = "" if api_key is None else ' -H "Authorization: Bearer $ADAKRON_API_KEY"'
+            echo(f"try: curl {address}/predict{key} -d {shlex.quote(json.dumps(example))}")
 
     stopped = run(artifacts, host=host, port=port, api_key=api_key, settings=given, on_ready=ready)
     echo(f"stopped by {stopped}", err=True)

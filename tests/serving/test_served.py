@@ -20,9 +20,12 @@ import yaml
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from adakron_export import ServeSettings, predict, write_serve_config
+from adakron_export import ExportSettings, ServeSettings, Subject, export_onnx, predict, write_serve_config
 from adakron_export.errors import RunnerError
 from adakron_export.serving import local
+from adakron_export.tasks import Task
+from conftest import DEMO
+from tiny import save_checkpoint
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
 TEXT = "The printer stopped working after the update"
@@ -171,12 +174,19 @@ def test_a_device_must_be_where_it_is_served(cli, demo_artifact, tmp_path, monke
     assert "device: cuda" in (tmp_path / "serve.yaml").read_text()
 
 
-def test_the_line_that_it_shows_is_answered(cli, demo_artifact, bank, monkeypatch):
-    """The server's place is taken by nothing: what it would answer is tested with the service."""
+def test_the_line_that_it_shows_is_answered(cli, demo_artifact, bank, tmp_path, monkeypatch):
+    """No server is started: what it would say is what `predict` does."""
     monkeypatch.setattr(local, "serving", lambda *_, **__: contextlib.nullcontext("http://here"))
     monkeypatch.setattr(local, "wait_for_signal", lambda: "SIGTERM")
+    monkeypatch.delenv("ADAKRON_API_KEY", raising=False)
+    checkpoint = save_checkpoint(tmp_path, "bert", Task.QUESTION_ANSWERING, changes={"vocab_size": 720})
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(DEMO / name, checkpoint)
+    questions = tmp_path / "questions"
+    export_onnx(Subject(checkpoint, task="question-answering"), questions, settings=ExportSettings(validate=False))
     two = [f"demo={demo_artifact}", f"bank={bank}"]
     for words, asked in (
+        ([questions], {"text": "Who wrote it?", "pair": "Ada wrote it."}),
         ([demo_artifact], {"text": "Hello"}),
         ([bank], {"text": "Hello", "adapter": "topic"}),
         ([bank, "--adapter", "reply"], {"text": "Hello"}),
@@ -187,6 +197,9 @@ def test_the_line_that_it_shows_is_answered(cli, demo_artifact, bank, monkeypatc
         *command, body = shlex.split(shown)
         assert command == ["try:", "curl", "http://here/predict", "-d"]
         assert json.loads(body) == asked
+    assert predict(questions, [("Who wrote it?", "Ada wrote it.")])
+    with_key = cli("serve", demo_artifact, "--port", free_port(), "--api-key", "x").stdout
+    assert '-H "Authorization: Bearer $ADAKRON_API_KEY"' in with_key
 
 
 def test_what_cannot_be_served(cli, demo_artifact, bank, tmp_path):

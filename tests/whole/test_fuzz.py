@@ -1,6 +1,6 @@
 """Damaged files of every kind: each ends in an answer or in one of our errors, through Python and the command line.
 
-2,000 cases run in CI, always the same ones; `make fuzz` runs 50,000 others. What fails is shown shrunk, and
+1,000 cases run in CI, always the same ones; `make fuzz` runs 50,000 others. What fails is shown shrunk, and
 `FUZZ_CASES` and `FUZZ_SEED` repeat a run. No case may take 20 s, or 1 GB of memory.
 """
 

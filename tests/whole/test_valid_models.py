@@ -20,7 +20,7 @@ def changed(file, **settings):
 
 @pytest.mark.parametrize(
     ("model_type", "task", "build", "settings"),
-    first(6, [
+    first(8, [
         ("bert", Task.TEXT_CLASSIFICATION, {"type_vocab_size": 1}, {}),
         ("llama", Task.TEXT_GENERATION, {}, {"pad_token_id": -1}),
         ("bert", Task.TEXT_CLASSIFICATION, {}, {"attn_implementation": "flash_attention_2"}),
